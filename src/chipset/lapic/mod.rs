@@ -426,10 +426,10 @@ impl Lapic {
         self.lock().clone()
     }
 
-    /// Replaces the registers and arms the timer accordingly.
+    /// Replaces the registers, all but the id, and arms the timer accordingly.
     pub fn set_state(&self, state: LapicState) {
         let mut current = self.lock();
-        *current = state;
+        *current = LapicState { id: current.id, ..state };
         let deadline = current.deadline;
         self.set_deadline(&mut current, deadline);
         self.publish(&current);
@@ -769,6 +769,8 @@ impl LocalApic for Lapic {
         } else if bits & pending::EXTINT != 0 {
             drop(state);
             return self.fabric.upgrade()?.acknowledge_pic().map(LocalEvent::Interrupt);
+        } else if bits & pending::VECTOR == 0 {
+            return None;
         } else {
             let vector = state.deliverable()?;
             assign(&mut state.irr, vector, false);
