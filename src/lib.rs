@@ -5,3 +5,4 @@ pub mod chipset;
 pub mod hypervisor;
 pub mod memory;
 pub mod sys;
+pub mod virtio;
