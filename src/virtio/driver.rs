@@ -166,6 +166,12 @@ impl Driver {
         driver
     }
 
+    /// The same driver, whose machine goes on in `slot`.
+    pub(crate) fn rebind(&mut self, slot: Arc<Slot>) {
+        self.queues.iter_mut().for_each(|q| q.slot = slot.clone());
+        self.slot = slot;
+    }
+
     /// Zeroed, page-aligned guest memory.
     pub(crate) fn alloc(&mut self, bytes: u64) -> u64 {
         let at = self.next_page;

@@ -16,6 +16,8 @@ mod state;
 mod stream;
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;
 
 use std::io;
