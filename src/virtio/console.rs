@@ -30,6 +30,9 @@ pub struct Console {
 
 struct State {
     active: Option<Active>,
+    paused: bool,
+    /// The size changed during a pause.
+    resized: bool,
     sink: Box<dyn Write + Send>,
     input: std::collections::VecDeque<u8>,
     cols: u16,
@@ -49,7 +52,18 @@ impl Console {
     /// An idle console whose output goes to `sink`.
     pub fn new(sink: Box<dyn Write + Send>) -> Self {
         let input = std::collections::VecDeque::new();
-        Self { state: Mutex::new(State { active: None, sink, input, cols: 80, rows: 25, generation: 0 }) }
+        Self {
+            state: Mutex::new(State {
+                active: None,
+                paused: false,
+                resized: false,
+                sink,
+                input,
+                cols: 80,
+                rows: 25,
+                generation: 0,
+            }),
+        }
     }
 
     /// Types `data`. Returns how many bytes there was room for, see [`MAX_INPUT`]; the rest is
@@ -75,8 +89,9 @@ impl Console {
         }
         (state.cols, state.rows) = (cols, rows);
         state.generation = state.generation.wrapping_add(1);
-        if let Some(active) = state.active.as_ref().filter(|it| it.sized) {
-            active.interrupt.signal_config();
+        match state.paused {
+            true => state.resized = true,
+            false => state.tell_size(),
         }
     }
 
@@ -86,8 +101,17 @@ impl Console {
 }
 
 impl State {
+    fn tell_size(&self) {
+        if let Some(active) = self.active.as_ref().filter(|it| it.sized) {
+            active.interrupt.signal_config();
+        }
+    }
+
     /// Does `work` on an active device and breaks the device if that fails.
     fn run(&mut self, work: impl FnOnce(&mut Active, &mut Self) -> Result<(), QueueError>) {
+        if self.paused {
+            return;
+        }
         let Some(mut active) = self.active.take() else { return };
         let result = work(&mut active, self);
         if !fail_on_error(&active.interrupt, result) {
@@ -177,7 +201,9 @@ impl VirtioDevice for Console {
     }
     fn write_config(&self, offset: u64, data: &[u8]) {
         if let (EMERG_WRITE, Some(byte)) = (offset, data.first()) {
-            let _ = self.lock().sink.write_all(&[*byte]);
+            let mut state = self.lock();
+            let _ = state.sink.write_all(&[*byte]);
+            let _ = state.sink.flush();
         }
     }
     fn config_generation(&self) -> u32 {
@@ -204,5 +230,17 @@ impl VirtioDevice for Console {
     }
     fn queue_regs(&self) -> Vec<QueueRegs> {
         self.lock().active.iter().flat_map(|it| [it.rx.regs(), it.tx.regs()]).collect()
+    }
+    fn pause(&self) {
+        self.lock().paused = true;
+    }
+    fn resume(&self) {
+        let mut state = self.lock();
+        state.paused = false;
+        if std::mem::take(&mut state.resized) {
+            state.tell_size();
+        }
+        state.run(Active::feed);
+        state.run(Active::drain);
     }
 }

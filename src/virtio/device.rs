@@ -50,6 +50,12 @@ pub trait VirtioDevice: Send + Sync {
     fn queue_notify(&self, index: u16);
     /// The registers of the queues while active, in order; empty while idle or broken.
     fn queue_regs(&self) -> Vec<QueueRegs>;
+    /// The vCPUs have stopped. Until [`VirtioDevice::resume`] the device leaves guest memory, queues
+    /// and interrupt as they are, whatever the host wants of it. Devices that only work inside
+    /// `queue_notify` have nothing to do.
+    fn pause(&self) {}
+    /// The vCPUs are about to run: do what had to wait.
+    fn resume(&self) {}
     /// The device was activated from saved state: whatever it was doing for the guest is gone.
     fn restored(&self) {}
 }
@@ -73,7 +79,7 @@ pub(crate) fn fail_on_error(interrupt: &Interrupt, result: Result<(), QueueError
     match result {
         Ok(()) => false,
         Err(error) => {
-            tracing::warn!(%error, "virtio driver broke a queue; the device needs a reset");
+            tracing::debug!(%error, "virtio driver broke a queue; the device needs a reset");
             interrupt.fail();
             true
         }

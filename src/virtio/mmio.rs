@@ -122,7 +122,7 @@ impl VirtioMmio {
         &self.device
     }
 
-    /// The registers, for saving. The vCPUs and the device must be at rest.
+    /// The registers, for saving. The vCPUs must have stopped and the device be paused.
     pub fn state(&self) -> TransportState {
         let regs = self.lock();
         let mut queues = regs.queues.clone();

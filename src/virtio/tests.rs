@@ -343,3 +343,20 @@ fn a_state_that_does_not_fit_is_refused() {
     driver.slot.mmio.set_state(&good).unwrap();
     assert_eq!(driver.slot.mmio.state(), good);
 }
+
+#[test]
+fn a_paused_console_leaves_guest_memory_alone() {
+    let console = Arc::new(Console::new(Box::new(std::io::sink())));
+    let mut driver = Driver::new(Slot::new(console.clone()), 0);
+    let at = driver.alloc(4096);
+    driver.queues[0].add(&[(at, 16, true)]).unwrap();
+    driver.queues[0].kick();
+    driver.slot.mmio.device().pause();
+    console.push_input(b"later");
+    console.resize(10, 10);
+    assert_eq!(driver.handle_irq(), 0);
+    assert!(driver.queues[0].used().is_none());
+    driver.slot.mmio.device().resume();
+    assert_eq!(driver.handle_irq(), INT_VRING | INT_CONFIG);
+    assert_eq!(driver.queues[0].used().unwrap().1, 5);
+}

@@ -49,9 +49,10 @@ pub(super) struct Conn {
     pub(super) tx: ByteQueue,
     /// Bytes the guest may have outstanding.
     pub(super) buf_alloc: u32,
-    /// Bytes taken out of `rx`, and how many of them the guest knows of.
+    /// Bytes taken out of `rx`; what the guest was last told of this and of `buf_alloc`.
     fwd_cnt: u32,
     told_fwd_cnt: u32,
+    told_buf_alloc: u32,
     /// The guest's side of the same, and what was sent to it.
     peer_buf_alloc: u32,
     peer_fwd_cnt: u32,
@@ -84,6 +85,7 @@ impl Conn {
             buf_alloc: buf_alloc as u32,
             fwd_cnt: 0,
             told_fwd_cnt: 0,
+            told_buf_alloc: buf_alloc as u32,
             peer_buf_alloc: 0,
             peer_fwd_cnt: 0,
             tx_cnt: 0,
@@ -125,7 +127,7 @@ impl Conn {
     /// quarter of its allowance is at stake.
     pub(super) fn forwarded(&mut self, count: usize) {
         self.fwd_cnt = self.fwd_cnt.wrapping_add(count as u32);
-        if self.fwd_cnt.wrapping_sub(self.told_fwd_cnt) >= self.buf_alloc / 4 {
+        if self.fwd_cnt.wrapping_sub(self.told_fwd_cnt) >= self.told_buf_alloc / 4 {
             self.credit_owed = true;
         }
     }
@@ -179,7 +181,7 @@ impl Conn {
             OP_CREDIT_REQUEST => self.credit_asked = true,
             _ => {}
         }
-        self.told_fwd_cnt = self.fwd_cnt;
+        (self.told_fwd_cnt, self.told_buf_alloc) = (self.fwd_cnt, self.buf_alloc);
         self.credit_owed = false;
         self.sent(len);
         Header {

@@ -130,6 +130,14 @@ impl VirtioDevice for Vsock {
         let state = self.shared.lock();
         state.active.iter().flat_map(Active::regs).collect()
     }
+    fn pause(&self) {
+        self.shared.lock().paused = true;
+    }
+    fn resume(&self) {
+        let mut state = self.shared.lock();
+        state.paused = false;
+        state.work(true);
+    }
     fn restored(&self) {
         self.transport_reset();
     }

@@ -59,6 +59,8 @@ pub(super) struct State {
     pub(super) listeners: HashMap<u32, Listener>,
     /// No more: the device is gone.
     pub(super) closed: bool,
+    /// Hands off the queues.
+    pub(super) paused: bool,
     by_ports: HashMap<Ports, u64>,
     /// Connections with something to send, in the order of their turns.
     ready: VecDeque<u64>,
@@ -81,6 +83,7 @@ impl State {
             conns: HashMap::new(),
             listeners: HashMap::new(),
             closed: false,
+            paused: false,
             by_ports: HashMap::new(),
             ready: VecDeque::new(),
             resets: VecDeque::new(),
@@ -210,7 +213,7 @@ impl State {
 
     /// Does what there is to do on an active device; looks for the guest's packets if `look`.
     pub(super) fn work(&mut self, look: bool) {
-        let Some(mut active) = self.active.take() else { return };
+        let Some(mut active) = self.take_active() else { return };
         active.rx.start_batch();
         active.tx.start_batch();
         active.event.start_batch();
@@ -222,7 +225,7 @@ impl State {
     /// there is room. Returns how much was taken.
     pub(super) fn send(&mut self, id: u64, data: &[u8]) -> usize {
         let mut taken = 0;
-        if let Some(mut active) = self.active.take() {
+        if let Some(mut active) = self.take_active() {
             active.rx.start_batch();
             let result = self.send_now(&mut active, id, data, &mut taken);
             self.put_back(active, result);
@@ -241,6 +244,10 @@ impl State {
             self.work(false);
         }
         taken + kept
+    }
+
+    fn take_active(&mut self) -> Option<Active> {
+        if self.paused { None } else { self.active.take() }
     }
 
     fn put_back(&mut self, active: Active, result: Result<(), QueueError>) {

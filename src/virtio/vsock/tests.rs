@@ -639,3 +639,128 @@ fn bulk_data_arrives_whole_both_ways() {
         assert!(rate > 20.0, "{name}: {rate:.0} MB/s");
     }
 }
+
+/// A guest that sends everything back, many connections at once, with few receive buffers.
+fn echo(guest: &mut Guest, done: &AtomicBool) {
+    #[derive(Default)]
+    struct Peer {
+        back: std::collections::VecDeque<u8>,
+        received: u32,
+        sent: u32,
+        alloc: u32,
+        fwd: u32,
+        told: u32,
+    }
+    let mut peers: HashMap<(u32, u32), Peer> = HashMap::new();
+    while !done.load(Ordering::SeqCst) {
+        let mut idle = true;
+        while let Some((header, data)) = guest.take() {
+            idle = false;
+            let key = (header.dst_port, header.src_port);
+            if header.op == OP_REQUEST {
+                peers.insert(key, Peer::default());
+                guest.send(key.0, key.1, OP_RESPONSE);
+            }
+            let Some(peer) = peers.get_mut(&key) else { continue };
+            (peer.alloc, peer.fwd) = (header.buf_alloc, header.fwd_cnt);
+            peer.received = peer.received.wrapping_add(data.len() as u32);
+            peer.back.extend(data);
+            let unread = peer.back.len() as u32;
+            assert!(unread <= guest.buf_alloc, "the host keeps to the credit");
+            if header.op == OP_CREDIT_REQUEST {
+                peer.told = u32::MAX;
+            }
+        }
+        for (&(port, host), peer) in &mut peers {
+            let room = peer.alloc.saturating_sub(peer.sent.wrapping_sub(peer.fwd));
+            let count = (room as usize).min(peer.back.len()).min(64 << 10);
+            let fwd_cnt = peer.received.wrapping_sub(peer.back.len() as u32 - count as u32);
+            let header = Header { fwd_cnt, ..guest.header(port, host, OP_RW) };
+            if count > 0 {
+                let data: Vec<u8> = peer.back.range(..count).copied().collect();
+                if guest.put(&Header { len: count as u32, ..header }, &data) {
+                    peer.back.drain(..count);
+                    peer.sent = peer.sent.wrapping_add(count as u32);
+                    (peer.told, idle) = (fwd_cnt, false);
+                }
+            } else if fwd_cnt != peer.told && guest.put(&Header { op: OP_CREDIT_UPDATE, ..header }, &[]) {
+                peer.told = fwd_cnt;
+            }
+        }
+        if idle {
+            guest.driver.slot.irq.wait(Duration::from_millis(50));
+        }
+        guest.driver.handle_irq();
+    }
+}
+
+#[test]
+fn many_streams_echo_at_once() {
+    const TOTAL: usize = 1 << 20;
+    for without in [0, F_EVENT_IDX] {
+        let (host, slot) = device();
+        let mut guest = Guest::new(slot, 6, 4096, without);
+        guest.buf_alloc = 48 << 10;
+        let done = AtomicBool::new(false);
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            let done = &done;
+            let echo = scope.spawn(move || echo(&mut guest, done));
+            let streams: Vec<_> = (0..6u32)
+                .map(|n| {
+                    let stream = host.connect(n, Some(LONG)).unwrap();
+                    stream.set_read_timeout(Some(LONG)).unwrap();
+                    stream.set_write_timeout(Some(LONG)).unwrap();
+                    stream
+                })
+                .collect();
+            let byte = |n: usize, i: usize| (i * 31 + n * 7 + (i >> 9)) as u8;
+            let threads: Vec<_> = streams
+                .into_iter()
+                .enumerate()
+                .flat_map(|(n, stream)| {
+                    let mut writing = stream.try_clone().unwrap();
+                    let writer = scope.spawn(move || {
+                        let data: Vec<u8> = (0..TOTAL).map(|i| byte(n, i)).collect();
+                        for chunk in data.chunks(1 + 7919 * (n + 1)) {
+                            writing.write_all(chunk).unwrap();
+                        }
+                    });
+                    let reader = scope.spawn(move || {
+                        let mut stream = stream;
+                        let (mut at, mut buf) = (0, vec![0; 10_000 * (n + 1)]);
+                        while at < TOTAL {
+                            let count = stream.read(&mut buf).unwrap();
+                            assert!(buf[..count].iter().enumerate().all(|(i, &b)| b == byte(n, at + i)));
+                            at += count;
+                        }
+                    });
+                    [writer, reader]
+                })
+                .collect();
+            let results: Vec<_> = threads.into_iter().map(|t| t.join()).collect();
+            done.store(true, Ordering::SeqCst);
+            echo.join().unwrap();
+            assert!(results.iter().all(Result::is_ok));
+        });
+        // Had a wake-up been lost, the 50 ms of the guest's wait would add up.
+        println!("echo of 6 x 1 MiB: {:?}", start.elapsed());
+        assert!(start.elapsed() < LONG);
+    }
+}
+
+#[test]
+fn a_paused_device_leaves_guest_memory_alone() {
+    let (host, mut guest, mut stream) = connected();
+    let device = guest.driver.slot.mmio.device().clone();
+    device.pause();
+    let before = guest.driver.slot.mmio.state();
+    assert_eq!(stream.write(b"waits").unwrap(), 5);
+    let _listener = host.listen(9).unwrap();
+    assert!(host.connect(3, Some(Duration::from_millis(1))).is_err());
+    assert_eq!(guest.driver.slot.mmio.state(), before);
+    assert!(guest.take().is_none());
+    device.resume();
+    assert_eq!(guest.expect(OP_RW).1, b"waits");
+    assert!(guest.take().is_none());
+}
