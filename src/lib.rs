@@ -9,3 +9,4 @@ pub mod machine;
 pub mod memory;
 pub mod process;
 pub mod sys;
+pub mod virtio;
