@@ -4,7 +4,7 @@
 //! invalid operands; pseudo-denormals are denormal operands with the value they spell.
 
 use super::convert::integer;
-use super::num::{Num, Spec, round};
+use super::num::{Num, Spec, Trap, round};
 use super::{Env, Precision, Relation, Rounding, flag};
 
 /// A double extended number by its encoding: explicit integer bit, 15-bit exponent.
@@ -20,8 +20,6 @@ pub(super) const BIAS: i32 = 16383;
 const EXPONENT_MAX: u16 = 0x7fff;
 pub(super) const INTEGER: u64 = 1 << 63;
 const QUIET: u64 = 1 << 62;
-/// What an unmasked overflow or underflow moves the exponent by.
-pub(super) const WRAP: i32 = 24576;
 
 /// What an encoding stands for.
 #[derive(Clone, Copy)]
@@ -115,7 +113,7 @@ impl F80 {
 
 /// Rounds to `precision` bits in the range of the format.
 pub(super) fn pack(env: &mut Env, precision: Precision, n: Num) -> F80 {
-    let spec = Spec { precision: precision.bits(), emin: 1 - BIAS, emax: BIAS, wrap: WRAP, ftz: false };
+    let spec = Spec { precision: precision.bits(), emin: 1 - BIAS, emax: BIAS, trap: Trap::Wrap, ftz: false };
     let r = round(env, &spec, n);
     let biased = if r.sig & INTEGER == 0 { 0 } else { (r.exp + BIAS) as u16 };
     F80 { sig: r.sig, se: u16::from(n.sign) << 15 | biased }

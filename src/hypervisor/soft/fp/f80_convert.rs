@@ -4,6 +4,7 @@
 use super::convert::integer;
 use super::f80::{Class, F80, INTEGER, Operand, from_integer, invalid};
 use super::ieee::{self, Float};
+use super::num::Trap;
 use super::{Env, Rounding, flag};
 
 /// A binary32 or binary64 memory operand of arithmetic. Raises nothing: the operation does.
@@ -48,7 +49,7 @@ pub(crate) fn store<B: Float>(env: &mut Env, a: F80) -> B {
             let payload = a.sig << 1 >> (64 - B::FRACTION);
             B::narrow(if a.negative() { B::SIGN } else { 0 } | B::INFINITY | B::QUIET | payload)
         }
-        Class::Finite(n) => ieee::pack(env, n),
+        Class::Finite(n) => ieee::pack_as(env, Trap::Silent, n),
     }
 }
 

@@ -15,6 +15,11 @@ pub(crate) struct Remainder {
     pub(crate) incomplete: bool,
 }
 
+/// A pseudo-denormal as the normal number that it spells; others as they are.
+fn canonical(a: F80) -> F80 {
+    F80 { sig: a.sig, se: a.se | u16::from(a.exponent() == 0 && a.sig & INTEGER != 0) }
+}
+
 /// FPREM (quotient truncated), or FPREM1 if `nearest`. Exponents 64 and more apart are brought
 /// nearer by 32 to 63 a step, as the hardware does.
 pub(crate) fn remainder(env: &mut Env, a: F80, b: F80, nearest: bool) -> Remainder {
@@ -30,7 +35,7 @@ pub(crate) fn remainder(env: &mut Env, a: F80, b: F80, nearest: bool) -> Remaind
         return done(a);
     }
     let Class::Finite(n) = x else { return done(a) };
-    let Class::Finite(m) = y else { return done(pack(env, Precision::Extended, n)) };
+    let Class::Finite(m) = y else { return done(canonical(a)) };
 
     let distance = n.exp - m.exp;
     let (sa, sb) = (n.sig >> 64, m.sig >> 64);
@@ -99,8 +104,7 @@ pub(crate) fn scale(env: &mut Env, a: F80, b: F80) -> F80 {
                 F80::infinity(n.sign)
             }
         }
-        (Class::Finite(n), _) => pack(env, Precision::Extended, n),
-        _ => a,
+        _ => canonical(a),
     }
 }
 

@@ -9,6 +9,10 @@ use super::num::{Num, shift_right_jam};
 use super::{Env, Precision, flag};
 
 const ONE: u128 = 1 << 127;
+/// The exponent of the least normal number.
+const LEAST_EXPONENT: i32 = -16382;
+/// Arguments below this exponent have cubes far below their last place.
+const TINY: i32 = -70;
 /// Pi times 2^64: pi/2 in units of 2^-65, as the hardware has it.
 const HALF_PI_66: u128 = 0x3_243f_6a88_85a3_08d3;
 const PI: Num = positive(1, 0xc90f_daa2_2168_c234_c4c6_628b_80dc_1cd1);
@@ -245,12 +249,24 @@ fn finish(env: &mut Env, n: Num) -> F80 {
     pack(env, Precision::Extended, n)
 }
 
+/// Rounds a value that stands for one below it by next to nothing, or is exact: the hardware
+/// delivers it as if exact, but reports it inexact, and tiny up to the least normal number.
+fn finish_tiny(env: &mut Env, n: Num) -> F80 {
+    let r = pack(env, Precision::Extended, n);
+    env.raise(flag::PE);
+    if n.exp < LEAST_EXPONENT && env.unmasked & flag::UE == 0 {
+        env.raise(flag::UE);
+    }
+    r
+}
+
 /// FSIN. `None` is an argument out of range (C2).
 pub(crate) fn sin(env: &mut Env, a: F80) -> Option<F80> {
     Some(match argument(env, a) {
         Argument::Done(r) => r,
         Argument::Zero(s) => F80::zero(s),
         Argument::OutOfRange => return None,
+        Argument::Reduced(0, r) if r.exp < TINY => finish_tiny(env, r),
         Argument::Reduced(q, r) => finish(env, sin_of(q, r)),
     })
 }
@@ -271,6 +287,7 @@ pub(crate) fn sin_cos(env: &mut Env, a: F80) -> Option<(F80, F80)> {
         Argument::Done(r) => (r, r),
         Argument::Zero(s) => (F80::zero(s), F80::ONE),
         Argument::OutOfRange => return None,
+        Argument::Reduced(0, r) if r.exp < TINY => (finish_tiny(env, r), finish(env, cos_kernel(r))),
         Argument::Reduced(q, r) => (finish(env, sin_of(q, r)), finish(env, sin_of(q + 1, r))),
     })
 }
@@ -283,13 +300,12 @@ pub(crate) fn tan(env: &mut Env, a: F80) -> Option<(F80, F80)> {
         Argument::Zero(s) => (F80::zero(s), F80::ONE),
         Argument::OutOfRange => return None,
         Argument::Reduced(q, r) => {
-            // Below 2^-40 the cube is far below the last place: only its direction counts.
-            let t = if q & 1 == 0 && r.exp < -60 {
-                inexact(r)
+            let t = if q == 0 && r.exp < TINY {
+                finish_tiny(env, r)
             } else {
-                inexact(div(sin_of(q, r), sin_of(q + 1, r)))
+                finish(env, inexact(div(sin_of(q, r), sin_of(q + 1, r))))
             };
-            (finish(env, t), F80::ONE)
+            (t, F80::ONE)
         }
     })
 }
@@ -313,7 +329,11 @@ pub(crate) fn atan2(env: &mut Env, y: F80, x: F80) -> F80 {
                 let t = atan_kernel(div(m, n));
                 plus(HALF_PI, Num { sign: !left, ..t })
             } else {
-                let t = atan_kernel(div(n, m));
+                let t = div(n, m);
+                if !left && t.exp < TINY {
+                    return finish_tiny(env, Num { sign, ..t });
+                }
+                let t = atan_kernel(t);
                 if left { plus(PI, Num { sign: true, ..t }) } else { t }
             }
         }
@@ -338,7 +358,14 @@ pub(crate) fn exp2_m1(env: &mut Env, a: F80) -> F80 {
     }
     if n.exp >= 0 {
         return match (n.sign, n.exp == 0 && n.sig == ONE) {
-            (true, true) => F80 { sig: 1 << 63, se: 0xbffe },
+            (true, true) => {
+                env.raise(flag::PE);
+                F80 { sig: 1 << 63, se: 0xbffe }
+            }
+            (false, true) => {
+                env.raise(flag::PE);
+                a
+            }
             _ => a,
         };
     }
@@ -361,6 +388,8 @@ fn times_log(env: &mut Env, y: F80, log: Option<Num>) -> F80 {
     };
     match y.class() {
         Class::Infinite(s) => F80::infinity(s ^ log.sign),
+        // The logarithm of a power of two is a small integer, any other has its sticky bit set.
+        Class::Finite(n) if log.sig & 1 == 0 => finish_tiny(env, mul(n, log)),
         Class::Finite(n) => finish(env, mul(n, log)),
         _ => F80::zero(y.negative() ^ log.sign),
     }

@@ -53,7 +53,7 @@ macro_rules! memory {
             // SAFETY: as above.
             unsafe {
                 asm!(
-                    "fninit", "fldcw word ptr [{c}]", "fld tbyte ptr [{a}]",
+                    "fninit", "fldcw word ptr [{c}]", "fld tbyte ptr [{a}]", "fld tbyte ptr [{a}]",
                     $($instruction,)+
                     "fnstsw word ptr [{s}]", "fnclex", "fstp tbyte ptr [{x}]", "fninit",
                     a = in(reg) &a, m = in(reg) &mut m, x = in(reg) &mut x,
@@ -87,10 +87,10 @@ memory!(fst32, "fst dword ptr [{m}]");
 memory!(fst64, "fst qword ptr [{m}]");
 memory!(fist16, "fist word ptr [{m}]");
 memory!(fist32, "fist dword ptr [{m}]");
-memory!(fist64, "fistp qword ptr [{m}]", "fld tbyte ptr [{a}]");
-memory!(fisttp32, "fisttp dword ptr [{m}]", "fld tbyte ptr [{a}]");
+memory!(fist64, "fistp qword ptr [{m}]");
+memory!(fisttp32, "fisttp dword ptr [{m}]");
 memory!(fild64, "fild qword ptr [{m}]");
-memory!(fbstp, "fbstp tbyte ptr [{m}]", "fld tbyte ptr [{a}]");
+memory!(fbstp, "fbstp tbyte ptr [{m}]");
 memory!(fbld, "fbld tbyte ptr [{m}]");
 hardware!(fld1, "fld1");
 hardware!(fldl2t, "fldl2t");
