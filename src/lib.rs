@@ -3,5 +3,6 @@
 pub mod arch;
 pub mod chipset;
 pub mod hypervisor;
+pub mod machine;
 pub mod memory;
 pub mod sys;
