@@ -4,7 +4,7 @@
 //! are kept by physical address ([`block`]) and run one handler call after the other ([`run`]).
 //! Linear addresses become host pointers through a software TLB ([`tlb`], filled by the page walk
 //! in [`mmu`]). The instruction families are [`int`], [`control`], [`string`], [`system`] (with
-//! [`segment`], [`msr`], [`cpuid`]), [`sse`] and [`x87`]; exceptions and interrupts are delivered
+//! [`segment`], [`msr`], [`cpuid`]), [`sse`] and [`x87`] (on [`fp`]); exceptions and interrupts are delivered
 //! in [`exception`].
 //!
 //! Between blocks, and only there, the processor looks at its attention word: stop requests,
@@ -21,6 +21,7 @@ mod cpuid;
 mod decode;
 mod exception;
 mod flags;
+mod fp;
 mod int;
 mod mmu;
 mod msr;
