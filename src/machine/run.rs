@@ -7,6 +7,7 @@
 //!
 //! Locks: `Control::state` is a leaf; nothing is called while it is held.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -48,7 +49,12 @@ pub(super) struct Control {
     changed: Condvar,
     signal: OnceLock<Arc<dyn VcpuSignal>>,
     console: Console,
+    on_end: Mutex<Option<OnEnd>>,
+    /// Guest instructions as of the last time the vCPU left guest mode.
+    instructions: AtomicU64,
 }
+
+type OnEnd = Box<dyn FnOnce(&Ending) + Send>;
 
 impl std::fmt::Debug for Control {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -59,7 +65,14 @@ impl std::fmt::Debug for Control {
 impl Control {
     fn new(console: Console) -> Arc<Self> {
         let state = State { wanted: Wanted::Run, parked: false, ending: None, ended: false };
-        Arc::new(Self { state: Mutex::new(state), changed: Condvar::new(), signal: OnceLock::new(), console })
+        Arc::new(Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            signal: OnceLock::new(),
+            console,
+            on_end: Mutex::default(),
+            instructions: AtomicU64::new(0),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -85,6 +98,13 @@ impl Control {
             self.end(Ending::Panic { console: String::new() });
         } else {
             self.end(otherwise);
+        }
+    }
+
+    fn tell(&self, ending: &Ending) {
+        let f = self.on_end.lock().unwrap_or_else(|e| e.into_inner()).take();
+        if let Some(f) = f {
+            f(ending);
         }
     }
 
@@ -183,10 +203,24 @@ impl Machine {
         &self.control.console
     }
 
+    /// Calls `f` with the ending before the guest's sockets are closed, or now if that is past. One
+    /// at a time: a second call replaces the first.
+    pub fn on_end(&self, f: impl FnOnce(&Ending) + Send + 'static) {
+        *self.control.on_end.lock().unwrap_or_else(|e| e.into_inner()) = Some(Box::new(f));
+        if let Some(ending) = self.ending() {
+            self.control.tell(&ending);
+        }
+    }
+
     /// How the machine ended, if it has.
     pub fn ending(&self) -> Option<Ending> {
         let state = self.control.lock();
         if state.ended { state.ending.clone() } else { None }
+    }
+
+    /// Guest instructions executed when the vCPU last left guest mode, where that is counted.
+    pub fn instructions(&self) -> Option<u64> {
+        Some(self.control.instructions.load(Ordering::Relaxed)).filter(|&n| n > 0)
     }
 
     /// Waits for the end, at most `timeout`.
@@ -279,7 +313,9 @@ fn vcpu_thread(mut vcpu: Box<dyn Vcpu>, control: &Control, board: &Board) {
         if let Some(Wanted::Stop) = wait_while_paused(control) {
             break;
         }
-        match vcpu.run(&*board.bus) {
+        let exit = vcpu.run(&*board.bus);
+        control.instructions.store(vcpu.instructions().unwrap_or(0), Ordering::Relaxed);
+        match exit {
             Ok(Exit::Kicked) => {}
             Ok(Exit::TripleFault) => {
                 board.serial.drain(DRAIN);
@@ -315,18 +351,21 @@ fn wait_while_paused(control: &Control) -> Option<Wanted> {
 fn finish(control: &Control, board: &Board) {
     board.serial.drain(DRAIN);
     let tail = control.console.tail();
-    {
+    let ending = {
         let mut state = control.lock();
         // A reset that was the end of a panic is a panic, whoever was first to say so.
-        if control.console.panicked() && matches!(state.ending, Some(Ending::Reset | Ending::Crashed { .. })) {
+        if control.console.panicked() && matches!(state.ending, Some(Ending::Reset | Ending::Crashed { .. }))
+        {
             state.ending = Some(Ending::Panic { console: String::new() });
         }
         if let Some(Ending::Panic { console } | Ending::Crashed { console, .. }) = &mut state.ending {
             *console = tail;
         }
         state.ended = true;
-    }
-    // After the ending is known: those who wait on a stream then ask for it.
+        state.ending.clone().unwrap_or(Ending::Stopped)
+    };
+    // Before the sockets close: what waits on a stream then fails with the reason.
+    control.tell(&ending);
     board.clock.pause();
     board.vsock().close();
     control.changed.notify_all();

@@ -6,4 +6,5 @@ pub(crate) mod input;
 #[cfg(not(unix))]
 #[path = "input_unsupported.rs"]
 pub(crate) mod input;
+pub mod memory;
 pub mod random;
