@@ -226,7 +226,11 @@ impl Stream {
     }
 
     /// Waits for a change, until `deadline`. Gives the state back either way.
-    fn wait_change<'s>(&'s self, state: MutexGuard<'s, State>, deadline: Option<Instant>) -> MutexGuard<'s, State> {
+    fn wait_change<'s>(
+        &'s self,
+        state: MutexGuard<'s, State>,
+        deadline: Option<Instant>,
+    ) -> MutexGuard<'s, State> {
         match deadline {
             None => self.slot.changed.wait(state).unwrap_or_else(|e| e.into_inner()),
             Some(deadline) => {
@@ -333,6 +337,14 @@ impl Stream {
         self.settle(state, tell.then_some(Message::Eof(Channel::Stdin)));
     }
 
+    /// Kills the command and wants nothing of it any more.
+    pub fn abandon(&self) {
+        let _ = self.signal(9);
+        self.end_input();
+        self.close(Output::Stdout);
+        self.close(Output::Stderr);
+    }
+
     /// Has `waker` dropped when standard input is not wanted any more.
     pub fn wake_when_input_ends(&self, waker: PipeWriter) {
         let mut state = self.state();
@@ -402,6 +414,11 @@ impl Stream {
         }
     }
 
+    /// Bytes of output held here and not yet taken.
+    pub fn buffered(&self) -> usize {
+        self.state().outputs.iter().map(|o| o.buffer.len()).sum()
+    }
+
     /// Takes no more of this output: the command's writes fail with `EPIPE`.
     pub fn close(&self, output: Output) {
         self.leave(output, Message::Close(output.channel()));
@@ -436,8 +453,11 @@ impl Stream {
     /// hold a pipe open, it is what was in the pipe at the command's end and what else comes within
     /// 500 ms; what they write later is thrown away.
     pub fn collect(&self, stdout: bool, stderr: bool) -> io::Result<Collected> {
-        let wanted: Vec<Output> =
-            [(stdout, Output::Stdout), (stderr, Output::Stderr)].iter().filter(|w| w.0).map(|w| w.1).collect();
+        let wanted: Vec<Output> = [(stdout, Output::Stdout), (stderr, Output::Stderr)]
+            .iter()
+            .filter(|w| w.0)
+            .map(|w| w.1)
+            .collect();
         let mut collected = Collected { exited: Exited::default(), stdout: Vec::new(), stderr: Vec::new() };
         let mut give_up = None;
         loop {
