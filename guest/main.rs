@@ -13,8 +13,9 @@
 //! (a machine restored from a snapshot has its connections reset), connects again. Bytes from the
 //! host that make no sense end the connection, never the agent: its death is the kernel's.
 //!
-//! Called as `agent --fd N` it is an ordinary process that serves the host on the inherited socket N,
-//! mounts nothing, changes nothing of the machine, and ends with the connection.
+//! It can be an ordinary process too, which mounts nothing and changes nothing of the machine: called as
+//! `agent --fd N` it serves the host on the inherited socket N and ends with the connection, called as
+//! `agent --connect PATH` it connects to a Unix socket, again and again, as it would to vsock.
 
 #![no_std]
 #![no_main]
@@ -58,20 +59,25 @@ unsafe extern "C" fn start(stack: *const usize) -> ! {
     let argc = unsafe { stack.read() };
     let arg = |n: usize| {
         // SAFETY: argv follows argc and has argc strings.
-        (n < argc).then(|| unsafe { CStr::from_ptr(stack.add(1 + n).read() as *const _) })
+        (n < argc).then(|| unsafe { CStr::from_ptr::<'static>(stack.add(1 + n).read() as *const _) })
     };
-    let given = match (arg(1).map(CStr::to_bytes), arg(2)) {
-        (Some(b"--fd"), Some(n)) => n.to_str().ok().and_then(|n| n.parse::<i32>().ok()).filter(|n| *n >= 0),
-        _ => None,
-    };
-    match given {
-        Some(fd) => serve_inherited(Fd::adopt(fd)),
-        None if sys::getpid() == 1 => {
-            boot::prepare();
-            run(server::Link::Reconnecting)
+    let number = |n: &CStr| n.to_str().ok().and_then(|n| n.parse::<i32>().ok()).filter(|n| *n >= 0);
+    match (arg(1).map(CStr::to_bytes), arg(2)) {
+        (Some(b"--fd"), Some(n)) if number(n).is_some() => {
+            serve_inherited(Fd::adopt(number(n).unwrap_or_default()))
         }
-        None => {
-            log(format_args!("only runs as PID 1 of a guest, or with --fd N"));
+        (Some(b"--connect"), Some(path)) => {
+            if sys::become_subreaper().is_err() {
+                sys::exit(65);
+            }
+            run(server::Link::Unix(path))
+        }
+        _ if sys::getpid() == 1 => {
+            boot::prepare();
+            run(server::Link::Machine)
+        }
+        _ => {
+            log(format_args!("only runs as PID 1 of a guest, or with --fd N or --connect PATH"));
             sys::exit(64)
         }
     }
@@ -94,6 +100,7 @@ fn serve_inherited(fd: Fd) -> ! {
 }
 
 fn run(link: server::Link) -> ! {
+    let _ = sys::close_on_exec_from(3);
     match server::Server::new(link) {
         Ok(mut server) => server.run(),
         Err(e) => {

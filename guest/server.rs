@@ -6,6 +6,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::ffi::CStr;
 
 use crate::protocol::{self, Channel, Decoder, Ending, Error, Exited, Message, Spawn};
 use crate::stream::{Context, SEND_HIGH, Stream};
@@ -28,12 +29,23 @@ const FLUSH_GRACE: u64 = 500 * MS;
 const LINK: u64 = u64::MAX;
 const CHILDREN: u64 = u64::MAX - 1;
 
-/// Where the host is.
+/// Where the host is, and with it what this is.
 pub(crate) enum Link {
-    /// At its vsock port: connect, and again whenever the connection ends.
-    Reconnecting,
-    /// At this socket, once.
+    /// PID 1 of a machine, whose host is at its vsock port.
+    Machine,
+    /// A process, whose host is at this Unix socket.
+    Unix(&'static CStr),
+    /// A process that lives as long as this connection.
     Inherited(Fd),
+}
+
+/// Where to connect to when there is no connection.
+#[derive(Clone, Copy)]
+enum Host {
+    Vsock,
+    Unix(&'static CStr),
+    /// It does not come again.
+    Gone,
 }
 
 enum Connection {
@@ -62,6 +74,7 @@ pub(crate) struct Server {
     null: Fd,
     /// Whether this is PID 1 of a machine that is ours.
     machine: bool,
+    host: Host,
     connection: Connection,
     backoff: u64,
     generation: u64,
@@ -85,7 +98,12 @@ impl Server {
             epoll,
             children,
             null: sys::open(c"/dev/null", sys::O_RDWR)?,
-            machine: matches!(link, Link::Reconnecting),
+            machine: matches!(link, Link::Machine),
+            host: match link {
+                Link::Machine => Host::Vsock,
+                Link::Unix(path) => Host::Unix(path),
+                Link::Inherited(_) => Host::Gone,
+            },
             connection: Connection::Down { retry_at: 0 },
             backoff: BACKOFF.0,
             generation: 0,
@@ -111,7 +129,7 @@ impl Server {
                 let (mask, token) = (event.events, event.token);
                 match token {
                     LINK => self.on_link(mask),
-                    CHILDREN => self.on_children(),
+                    CHILDREN => drop(self.on_children()),
                     _ => self.on_pipe(token),
                 }
             }
@@ -142,7 +160,12 @@ impl Server {
     }
 
     fn connect(&mut self, now: u64) {
-        let connecting = sys::vsock_connect(protocol::PORT).and_then(|fd| {
+        let begun = match self.host {
+            Host::Vsock => sys::connect_vsock(protocol::PORT),
+            Host::Unix(path) => sys::connect_unix(path),
+            Host::Gone => Err(sys::EINVAL),
+        };
+        let connecting = begun.and_then(|fd| {
             self.epoll.watch(&fd, 0, EPOLLOUT, LINK)?;
             Ok(fd)
         });
@@ -164,7 +187,7 @@ impl Server {
 
     /// Ends the connection. Closing its descriptor takes it out of epoll.
     fn go_down(&mut self) {
-        if !self.machine {
+        if matches!(self.host, Host::Gone) {
             self.signal_all(sys::SIGKILL);
             sys::exit(0);
         }
@@ -174,11 +197,8 @@ impl Server {
         self.connection = Connection::Down { retry_at: sys::now() + wait };
         self.outgoing = Vec::new();
         for stream in self.streams.values_mut() {
-            let mut cx = Context {
-                epoll: &self.epoll,
-                outgoing: &mut self.outgoing,
-                starved: &mut self.starved,
-            };
+            let mut cx =
+                Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
             stream.detach(&mut cx);
         }
         self.outgoing.clear();
@@ -289,11 +309,8 @@ impl Server {
         match started {
             Ok(started) => {
                 Message::Spawned(started.pid as u32).encode(id, &mut self.outgoing);
-                let mut cx = Context {
-                    epoll: &self.epoll,
-                    outgoing: &mut self.outgoing,
-                    starved: &mut self.starved,
-                };
+                let mut cx =
+                    Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
                 self.streams.insert(key, Stream::new(key, id, started, &mut cx));
             }
             Err(Errno(errno)) => Message::SpawnFailed(errno).encode(id, &mut self.outgoing),
@@ -305,8 +322,7 @@ impl Server {
     fn on_stream(&mut self, id: u32, message: Message<'_>) -> Result<(), Error> {
         let key = self.key(id);
         let Some(stream) = self.streams.get_mut(&key) else { return Ok(()) };
-        let mut cx =
-            Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
+        let mut cx = Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
         match message {
             Message::Data(Channel::Stdin, bytes) => stream.on_data(bytes, &mut cx)?,
             Message::Eof(Channel::Stdin) => stream.on_eof(&mut cx),
@@ -325,8 +341,7 @@ impl Server {
     fn on_pipe(&mut self, token: u64) {
         let key = token >> 2;
         let Some(stream) = self.streams.get_mut(&key) else { return };
-        let mut cx =
-            Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
+        let mut cx = Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
         match token & 3 {
             0 => stream.on_writable(&mut cx),
             1 => stream.on_readable(Channel::Stdout, &mut cx),
@@ -337,10 +352,14 @@ impl Server {
         }
     }
 
-    fn on_children(&mut self) {
+    /// Takes in all children that have ended. Says whether no child is left.
+    fn on_children(&mut self) -> bool {
         let mut scratch = [0; 512];
-        while matches!(self.children.read(&mut scratch), Ok(n) if n > 0) {}
-        while let Ok(Some((pid, status, usage))) = sys::reap() {
+        // One of a signal can be pending at most: one read takes all there is.
+        let _ = self.children.read(&mut scratch);
+        let mut reaped = sys::reap();
+        while let Ok(Some((pid, status, usage))) = reaped {
+            reaped = sys::reap();
             let Some(stream) = self.streams.values_mut().find(|s| s.pid == pid && !s.ended) else { continue };
             let micros = |[s, us]: [i64; 2]| (s.max(0) as u64) * 1_000_000 + us.max(0) as u64;
             let exited = Exited {
@@ -354,6 +373,7 @@ impl Server {
             stream.on_exit(exited, &mut cx);
         }
         self.streams.retain(|_, stream| !stream.is_over());
+        matches!(reaped, Err(sys::ECHILD))
     }
 
     fn flush(&mut self) {
@@ -382,11 +402,8 @@ impl Server {
         if self.starved && self.outgoing.len() < SEND_HIGH / 2 {
             self.starved = false;
             for stream in self.streams.values_mut() {
-                let mut cx = Context {
-                    epoll: &self.epoll,
-                    outgoing: &mut self.outgoing,
-                    starved: &mut self.starved,
-                };
+                let mut cx =
+                    Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
                 stream.rewatch(&mut cx);
             }
         }
@@ -415,9 +432,7 @@ impl Server {
     }
 
     fn go_on_shutting_down(&mut self, now: u64) {
-        // What has ended before its turn is taken here, so that the last end is not waited for.
-        self.on_children();
-        let childless = sys::reap().err() == Some(sys::ECHILD);
+        let childless = self.on_children();
         let Some(shutdown) = &mut self.shutdown else { return };
         let due = shutdown.until <= now;
         match shutdown.stage {

@@ -89,6 +89,7 @@ mod nr {
     pub(super) const PIPE2: usize = 293;
     pub(super) const PRLIMIT64: usize = 302;
     pub(super) const FINIT_MODULE: usize = 313;
+    pub(super) const CLOSE_RANGE: usize = 436;
 }
 
 /// One system call.
@@ -242,10 +243,15 @@ pub(crate) unsafe fn remap(ptr: *mut u8, old: usize, new: usize) -> Result<*mut 
 pub(crate) fn open(path: &CStr, flags: i32) -> Result<Fd> {
     const AT_FDCWD: isize = -100;
     // SAFETY: the path ends with a NUL.
-    unsafe {
-        call4(nr::OPENAT, AT_FDCWD as usize, path.as_ptr() as usize, (flags | O_CLOEXEC) as usize, 0)
-    }
-    .map(|fd| Fd(fd as i32))
+    unsafe { call4(nr::OPENAT, AT_FDCWD as usize, path.as_ptr() as usize, (flags | O_CLOEXEC) as usize, 0) }
+        .map(|fd| Fd(fd as i32))
+}
+
+/// Has every descriptor from `first` up closed on exec. Kernels before 5.11 cannot.
+pub(crate) fn close_on_exec_from(first: i32) -> Result<()> {
+    const CLOSE_RANGE_CLOEXEC: usize = 4;
+    // SAFETY: no pointers.
+    unsafe { call3(nr::CLOSE_RANGE, first as usize, u32::MAX as usize, CLOSE_RANGE_CLOEXEC) }.map(drop)
 }
 
 /// A pipe: (read end, write end), both closed on exec.
@@ -482,11 +488,10 @@ impl Epoll {
     }
 }
 
-/// Begins to connect to a vsock port of the host; it is writable when that has come to an end.
-pub(crate) fn vsock_connect(port: u32) -> Result<Fd> {
+/// Begins to connect to a vsock port of the host; the socket is writable when that has come to an end.
+pub(crate) fn connect_vsock(port: u32) -> Result<Fd> {
     const AF_VSOCK: u16 = 40;
     const HOST: u32 = 2;
-    const STREAM: i32 = 1;
     #[repr(C)]
     struct Address {
         family: u16,
@@ -495,16 +500,36 @@ pub(crate) fn vsock_connect(port: u32) -> Result<Fd> {
         cid: u32,
         zero: [u8; 4],
     }
-    let kind = STREAM | O_CLOEXEC | O_NONBLOCK;
-    // SAFETY: no pointers.
-    let fd = unsafe { call3(nr::SOCKET, AF_VSOCK as usize, kind as usize, 0)? };
-    let fd = Fd(fd as i32);
     let address = Address { family: AF_VSOCK, reserved: 0, port, cid: HOST, zero: [0; 4] };
-    // SAFETY: the kernel reads one address of this size.
-    let done = unsafe {
-        call3(nr::CONNECT, fd.0 as usize, &raw const address as usize, size_of::<Address>())
-    };
-    match done {
+    // SAFETY: the address is of this family and this long.
+    unsafe { connect(AF_VSOCK, &raw const address as usize, size_of::<Address>()) }
+}
+
+/// As [`connect_vsock`], to a Unix socket.
+pub(crate) fn connect_unix(path: &CStr) -> Result<Fd> {
+    const AF_UNIX: u16 = 1;
+    #[repr(C)]
+    struct Address {
+        family: u16,
+        path: [u8; 108],
+    }
+    let mut address = Address { family: AF_UNIX, path: [0; 108] };
+    let bytes = path.to_bytes();
+    address.path.get_mut(..bytes.len()).ok_or(EINVAL)?.copy_from_slice(bytes);
+    // SAFETY: the address is of this family and this long.
+    unsafe { connect(AF_UNIX, &raw const address as usize, size_of::<Address>()) }
+}
+
+/// # Safety
+/// `address` is that of `len` bytes of a socket address.
+unsafe fn connect(family: u16, address: usize, len: usize) -> Result<Fd> {
+    const STREAM: i32 = 1;
+    let kind = (STREAM | O_CLOEXEC | O_NONBLOCK) as usize;
+    // SAFETY: no pointers.
+    let fd = unsafe { call3(nr::SOCKET, family.into(), kind, 0)? };
+    let fd = Fd(fd as i32);
+    // SAFETY: on the caller.
+    match unsafe { call3(nr::CONNECT, fd.0 as usize, address, len) } {
         Ok(_) | Err(EINPROGRESS) => Ok(fd),
         Err(e) => Err(e),
     }

@@ -99,6 +99,11 @@ impl Client {
         lock(&self.shared.streams).is_none()
     }
 
+    /// How many operations are under way: running commands, requests without an answer.
+    pub fn operations(&self) -> usize {
+        lock(&self.shared.streams).as_ref().map_or(0, HashMap::len)
+    }
+
     /// Waits for the reading thread, which ends with the byte stream.
     pub fn join(&self) {
         let thread = lock(&self.reader).take();

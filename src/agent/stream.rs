@@ -337,6 +337,14 @@ impl Stream {
         self.settle(state, tell.then_some(Message::Eof(Channel::Stdin)));
     }
 
+    /// Kills the command and wants nothing of it any more.
+    pub fn abandon(&self) {
+        let _ = self.signal(9);
+        self.end_input();
+        self.close(Output::Stdout);
+        self.close(Output::Stderr);
+    }
+
     /// Has `waker` dropped when standard input is not wanted any more.
     pub fn wake_when_input_ends(&self, waker: PipeWriter) {
         let mut state = self.state();
@@ -404,6 +412,11 @@ impl Stream {
             // When this fails the connection has ended, which the next wait says.
             let _ = self.shared.send(self.id, &Message::Credit(output.channel(), credit));
         }
+    }
+
+    /// Bytes of output held here and not yet taken.
+    pub fn buffered(&self) -> usize {
+        self.state().outputs.iter().map(|o| o.buffer.len()).sum()
     }
 
     /// Takes no more of this output: the command's writes fail with `EPIPE`.

@@ -18,7 +18,7 @@ pub(crate) struct HostAgent {
 
 impl HostAgent {
     pub(crate) fn start() -> Self {
-        let (process, socket) = start_process();
+        let (process, socket) = start_process(Stdio::inherit());
         let reader = socket.try_clone().unwrap();
         let writer = socket.try_clone().unwrap();
         let client = Client::connect(reader, writer, Duration::from_secs(30)).unwrap();
@@ -45,11 +45,12 @@ impl Drop for HostAgent {
 }
 
 /// An agent that waits for a greeting on the socket.
-pub(crate) fn start_process() -> (Child, UnixStream) {
+pub(crate) fn start_process(stderr: Stdio) -> (Child, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let process = Command::new(env!("CC_AGENT"))
         .args(["--fd", "0"])
         .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stderr(stderr)
         .spawn()
         .expect("the agent starts");
     (process, ours)

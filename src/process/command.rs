@@ -32,8 +32,7 @@ pub(crate) struct Defaults {
 /// - A name without `/` is looked up in the `PATH` the command itself will have, or the usual
 ///   directories when it has none.
 /// - The command leads a process group of its own, so that [`Child::kill`] reaches what it starts.
-/// - An empty string in place of a byte string with a NUL is never passed: that is
-///   [`io::ErrorKind::InvalidInput`] when the command is started.
+/// - Standard streams that are inherited are carried between guest and host; see [`Stdio`].
 pub struct Command {
     client: Arc<Client>,
     defaults: Arc<Defaults>,
@@ -269,15 +268,20 @@ impl Command {
             process_group: self.process_group,
             new_session: false,
         })?;
-        let stdin = feed.start(&stream)?;
-        let stdout = drain_stdout.start(&stream, agent::Output::Stdout)?;
-        let stderr = drain_stderr.start(&stream, agent::Output::Stderr)?;
-        Ok(Child {
-            stdin,
-            stdout: stdout.then(|| ChildStdout::new(stream.clone())),
-            stderr: stderr.then(|| ChildStderr::new(stream.clone())),
-            stream,
-        })
+        let connect = || -> io::Result<Child> {
+            Ok(Child {
+                stdin: feed.start(&stream)?,
+                stdout: drain_stdout
+                    .start(&stream, agent::Output::Stdout)?
+                    .then(|| ChildStdout::new(stream.clone())),
+                stderr: drain_stderr
+                    .start(&stream, agent::Output::Stderr)?
+                    .then(|| ChildStderr::new(stream.clone())),
+                stream: stream.clone(),
+            })
+        };
+        // No thread to carry its bytes: the command must not run on without its caller.
+        connect().inspect_err(|_| stream.abandon())
     }
 }
 
