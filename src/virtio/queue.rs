@@ -253,7 +253,12 @@ impl Virtqueue {
             let desc: Descriptor = memory.read_obj(at).map_err(|_| QueueError::Indirect)?;
             if desc.refers_to_indirect_table() {
                 let bytes = desc.len();
-                if indirect || desc.has_next() || bytes == 0 || bytes % 16 != 0 || bytes / 16 > MAX_INDIRECT {
+                if indirect
+                    || desc.has_next()
+                    || bytes == 0
+                    || !bytes.is_multiple_of(16)
+                    || bytes / 16 > MAX_INDIRECT
+                {
                     return Err(QueueError::Indirect);
                 }
                 (table, entries, left, index, indirect) = (desc.addr(), bytes / 16, bytes / 16, 0, true);

@@ -6,6 +6,7 @@ use super::device::{Activation, VirtioDevice, fail_on_error};
 use super::interrupt::Interrupt;
 use super::queue::{QueueError, QueueRegs, Virtqueue};
 use super::spec::ID_RNG;
+use crate::sys::random;
 
 /// Bytes given for one request. The driver asks again for more.
 pub const MAX_REQUEST: usize = 4096;
@@ -42,11 +43,8 @@ impl Active {
             while let Some(chain) = self.queue.pop()? {
                 let wanted = chain.write_len().min(MAX_REQUEST);
                 let part = bytes.get_mut(..wanted).unwrap_or_default();
-                let filled = match getrandom::fill(part) {
-                    Ok(()) => chain.write(self.queue.ram(), 0, part)?,
-                    // An empty answer, which the driver retries.
-                    Err(_) => 0,
-                };
+                // Without entropy an empty answer, which the driver retries.
+                let filled = if random::fill(part) { chain.write(self.queue.ram(), 0, part)? } else { 0 };
                 self.queue.push_used(chain.head(), filled as u32)?;
                 used = true;
             }

@@ -235,7 +235,7 @@ fn console_output_reaches_the_sink() {
     let slot = Slot::new(Arc::new(Console::new(Box::new(output.clone()))));
     let mut driver = Driver::new(slot.clone(), 0);
     let at = driver.alloc(0x8000);
-    let text: Vec<u8> = (0..0x6000u32).map(|i| (i * 7 >> 3) as u8).collect();
+    let text: Vec<u8> = (0..0x6000u32).map(|i| ((i * 7) >> 3) as u8).collect();
     slot.ram.memory().write_slice(&text, GuestAddress(at)).unwrap();
     driver.queues[1].add(&[(at, 5, false), (at + 5, 0x5ffb, false)]).unwrap();
     driver.queues[1].kick();
