@@ -1,3 +1,4 @@
 //! The software CPU.
 
+pub(crate) mod fp;
 pub(super) mod sse;
