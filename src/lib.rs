@@ -1,7 +1,12 @@
 //! Linux in a virtual machine inside your program.
 
+#[doc(hidden)]
+pub mod agent;
 pub mod arch;
 pub mod chipset;
 pub mod hypervisor;
+pub mod machine;
 pub mod memory;
+pub mod process;
 pub mod sys;
+pub mod virtio;

@@ -3,7 +3,7 @@
 //! NaN operands: the first operand if it is a NaN, else the second, made quiet. Invalid operations
 //! without a NaN give the default NaN, which is negative.
 
-use super::num::{Num, Spec, round};
+use super::num::{Num, Spec, Trap, round};
 use super::{Env, Relation, Rounding, fast, flag};
 
 /// A binary floating-point format by its encoding: `u32` (binary32) or `u64` (binary64).
@@ -144,10 +144,16 @@ pub(super) fn unpack<F: Float>(v: F) -> Class {
     Class::Finite(Num { sign, exp: exponent as i32 - F::BIAS, sig })
 }
 
-/// Rounds to `F`.
+/// Rounds to `F` with the SSE rules.
 #[inline]
 pub(super) fn pack<F: Float>(env: &mut Env, n: Num) -> F {
-    let spec = Spec { precision: F::FRACTION + 1, emin: 1 - F::BIAS, emax: F::BIAS, wrap: 0, ftz: env.ftz };
+    pack_as(env, Trap::Report, n)
+}
+
+/// Rounds to `F`.
+#[inline]
+pub(super) fn pack_as<F: Float>(env: &mut Env, trap: Trap, n: Num) -> F {
+    let spec = Spec { precision: F::FRACTION + 1, emin: 1 - F::BIAS, emax: F::BIAS, trap, ftz: env.ftz };
     let r = round(env, &spec, n);
     let biased = if r.sig >> 63 == 0 { 0 } else { (r.exp + F::BIAS) as u64 };
     let fraction = r.sig >> (63 - F::FRACTION) & F::FRACTION_MASK;

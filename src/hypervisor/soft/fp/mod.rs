@@ -9,6 +9,7 @@
 //! - [`ieee`]: arithmetic and comparison of binary32 and binary64 (the SSE rules);
 //! - [`fast`]: the same arithmetic on the host's own unit where the flags can be told exactly;
 //! - [`convert`]: between binary32, binary64 and integers (the SSE rules);
+//! - [`f80`], [`f80_convert`], [`remainder`], [`transcendental`]: the x87 rules.
 //!
 //! Operations do not fail. When an *unmasked* exception comes up, the flag is set in [`Env::flags`]
 //! and the caller, who sees `flags & unmasked`, decides whether the returned value is used: SSE and
@@ -18,13 +19,18 @@
 #![allow(dead_code, unused_imports)]
 
 pub(crate) mod convert;
+pub(crate) mod f80;
+pub(crate) mod f80_convert;
 mod fast;
 pub(crate) mod ieee;
 mod num;
+pub(crate) mod remainder;
+pub(crate) mod transcendental;
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;
 
+pub(crate) use f80::F80;
 pub(crate) use ieee::Float;
 
 /// Exception flags, placed as in MXCSR and the x87 status word.

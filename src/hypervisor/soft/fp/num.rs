@@ -11,14 +11,27 @@ pub(super) struct Num {
     pub(super) sig: u128,
 }
 
-/// What a result is rounded to. `precision` counts the integer bit; `wrap` is what the exponent is
-/// moved by when overflow or underflow is unmasked and the value is delivered all the same (x87).
+/// What an unmasked overflow or underflow does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trap {
+    /// SSE: no result; an inexact one is still reported as such.
+    Report,
+    /// x87 store: no result and no other flag.
+    Silent,
+    /// x87 register: delivered with the exponent moved back into range by [`WRAP`].
+    Wrap,
+}
+
+/// What an unmasked overflow or underflow moves an x87 register's exponent by.
+const WRAP: i32 = 24576;
+
+/// What a result is rounded to. `precision` counts the integer bit.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Spec {
     pub(super) precision: u32,
     pub(super) emin: i32,
     pub(super) emax: i32,
-    pub(super) wrap: i32,
+    pub(super) trap: Trap,
     pub(super) ftz: bool,
 }
 
@@ -143,13 +156,17 @@ pub(super) fn round(env: &mut Env, spec: &Spec, n: Num) -> Rounded {
     if exp < spec.emin {
         if env.unmasked & flag::UE != 0 {
             env.flags |= flag::UE;
-            if inexact {
-                env.flags |= flag::PE;
-            }
-            let wrapped = exp + spec.wrap;
-            if spec.wrap != 0 && wrapped >= spec.emin {
-                env.rounded_up = away;
+            let wrapped = exp + WRAP;
+            if spec.trap == Trap::Wrap && wrapped >= spec.emin {
+                if inexact {
+                    env.flags |= flag::PE;
+                    env.rounded_up = away;
+                }
                 return Rounded { exp: wrapped, sig };
+            }
+            // Out of reach of wrapping (FSCALE), or not to be delivered at all.
+            if spec.trap == Trap::Wrap || spec.trap == Trap::Report && inexact {
+                env.flags |= flag::PE;
             }
             return Rounded { exp: spec.emin, sig: 0 };
         }
@@ -177,17 +194,22 @@ pub(super) fn round(env: &mut Env, spec: &Spec, n: Num) -> Rounded {
 #[cold]
 fn overflow(env: &mut Env, spec: &Spec, sign: bool, r: Rounded, inexact: bool, away: bool) -> Rounded {
     env.flags |= flag::OE;
-    let wrapped = r.exp - spec.wrap;
-    if env.unmasked & flag::OE != 0 && spec.wrap != 0 && wrapped <= spec.emax {
-        if inexact {
-            env.flags |= flag::PE;
-            env.rounded_up = away;
+    if env.unmasked & flag::OE != 0 {
+        let wrapped = r.exp - WRAP;
+        if spec.trap == Trap::Wrap && wrapped <= spec.emax {
+            if inexact {
+                env.flags |= flag::PE;
+                env.rounded_up = away;
+            }
+            return Rounded { exp: wrapped, sig: r.sig };
         }
-        return Rounded { exp: wrapped, sig: r.sig };
+        if spec.trap == Trap::Wrap || spec.trap == Trap::Report && inexact {
+            env.flags |= flag::PE;
+        }
+        env.rounded_up = spec.trap == Trap::Wrap;
+        return Rounded { exp: spec.emax + 1, sig: 1 << 63 };
     }
-    if env.unmasked & flag::OE == 0 || inexact || spec.wrap != 0 {
-        env.flags |= flag::PE;
-    }
+    env.flags |= flag::PE;
     let infinite = match env.rounding {
         Rounding::Nearest => true,
         Rounding::Down => sign,

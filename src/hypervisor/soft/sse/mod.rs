@@ -1,7 +1,4 @@
-//! MMX and SSE up to SSE4.2, AES, PCLMULQDQ and CRC32.
-//!
-//! The pure operations, free of processor state: [`int`], [`shuffle`], [`text`], [`crypto`] over
-//! [`lane`]s, and [`native`] for the hot ones.
+//! MMX and SSE: for now the pure operations.
 
 mod crypto;
 mod int;
@@ -12,3 +9,12 @@ mod text;
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;
+
+use iced_x86::Instruction;
+
+use super::op::{Handler, Op};
+
+/// Handler for the instruction, if it is one of this family.
+pub(super) fn lower(_: &Instruction, _: &mut Op) -> Option<Handler> {
+    None
+}

@@ -2,6 +2,8 @@
 #![allow(unsafe_code)]
 
 mod sse;
+mod transcendental;
+mod x87;
 
 /// A small seeded generator (xorshift64*).
 struct Random(u64);

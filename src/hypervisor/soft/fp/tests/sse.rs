@@ -1,6 +1,7 @@
 //! binary32 and binary64 against SSE instructions.
 
 use std::arch::asm;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::Random;
 use crate::hypervisor::soft::fp::{Env, Float, Relation, Rounding, convert, flag, ieee};
@@ -416,4 +417,62 @@ fn unsigned_integers_convert() {
     assert_eq!(env.flags, 0);
     assert_eq!(f64::from_bits(convert::from_u64::<u64>(&mut env, u64::MAX)), u64::MAX as f64);
     assert_eq!(env.flags, flag::PE);
+}
+
+/// MXCSR as the last SIGFPE found it.
+static TRAPPED: AtomicU32 = AtomicU32::new(0);
+
+/// Notes MXCSR and masks everything, so that the instruction completes.
+extern "C" fn on_trap(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel hands a valid context to an SA_SIGINFO handler.
+    unsafe {
+        let fpregs = (*context.cast::<libc::ucontext_t>()).uc_mcontext.fpregs;
+        TRAPPED.store((*fpregs).mxcsr, Ordering::SeqCst);
+        (*fpregs).mxcsr |= 0x1f80;
+    }
+}
+
+#[test]
+fn unmasked_exceptions_are_silicons() {
+    // SAFETY: nothing else in this process raises SIGFPE.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_trap as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        assert_eq!(libc::sigaction(libc::SIGFPE, &action, std::ptr::null_mut()), 0);
+    }
+    let edges = edges::<u64>();
+    let ops: [(&str, Hardware2<u64>, Soft2<u64>); 8] = [
+        ("addsd", addsd, ieee::add),
+        ("mulsd", mulsd, ieee::mul),
+        ("divsd", divsd, ieee::div),
+        ("minsd", minsd, ieee::min),
+        ("sqrtsd", |m, a, _| sqrtsd(m, a), |e, a, _| ieee::sqrt(e, a)),
+        ("cvtsd2ss", |m, a, _| cvtsd2ss(m, a), |e, a, _| u64::from(convert::to_float::<u64, u32>(e, a))),
+        ("cvtsd2si", |m, a, _| cvtsd2si32(m, a), |e, a, _| u64::from(convert::to_i32(e, a) as u32)),
+        (
+            "cvtss2sd",
+            |m, a, _| cvtss2sd(m, a >> 32),
+            |e, a, _| convert::to_float::<u32, u64>(e, (a >> 32) as u32),
+        ),
+    ];
+    let mut r = Random(0x4444_8888_cccc_1111);
+    for _ in 0..150_000 {
+        let (name, hardware, soft) = r.pick(&ops);
+        let control = (r.next() as u32 & 0x3f | r.below(4) as u32) << 7 | (r.next() as u32) & 0xe040;
+        let (a, b) = (random(&mut r, &edges), random(&mut r, &edges));
+        TRAPPED.store(0, Ordering::SeqCst);
+        let mut mxcsr = control;
+        let expected = hardware(&mut mxcsr, a, b);
+        let trapped = TRAPPED.load(Ordering::SeqCst);
+        let flags = if trapped != 0 { trapped } else { mxcsr } as u8 & 0x3f;
+        let mut e = Env::from_mxcsr(control);
+        let got = soft(&mut e, a, b);
+        assert!(
+            flags == e.flags && (trapped != 0 || got == expected),
+            "{name} {a:#x}, {b:#x} with MXCSR {control:#x}: {got:#x} {:#x}, silicon {expected:#x} {flags:#x}",
+            e.flags
+        );
+        assert_eq!(trapped != 0, e.flags & e.unmasked != 0);
+    }
 }

@@ -1,0 +1,3 @@
+//! The running computer.
+
+pub mod boot;
