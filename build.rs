@@ -14,7 +14,13 @@ const LINKERS: [&[&str]; 4] = [
     &["-Clinker=rust-lld", "-Clinker-flavor=ld.lld"],
     &["-Clinker=ld.lld", "-Clinker-flavor=ld.lld"],
     &["-Clinker=ld", "-Clinker-flavor=ld"],
-    &["-Clinker=cc", "-Clinker-flavor=gcc", "-Clink-arg=-nostdlib", "-Clink-arg=-nostartfiles", "-Clink-arg=-static"],
+    &[
+        "-Clinker=cc",
+        "-Clinker-flavor=gcc",
+        "-Clink-arg=-nostdlib",
+        "-Clink-arg=-nostartfiles",
+        "-Clink-arg=-static",
+    ],
 ];
 
 fn main() {

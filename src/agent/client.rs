@@ -264,12 +264,7 @@ impl Shared {
         }
     }
 
-    fn take_message(
-        &self,
-        id: u32,
-        message: Message<'_>,
-        greeted: &mut bool,
-    ) -> Result<(), protocol::Error> {
+    fn take_message(&self, id: u32, message: Message<'_>, greeted: &mut bool) -> Result<(), protocol::Error> {
         let (id, message) = match message {
             Message::Hello(protocol::VERSION) if !*greeted && id == GREETING => {
                 *greeted = true;

@@ -226,7 +226,11 @@ impl Stream {
     }
 
     /// Waits for a change, until `deadline`. Gives the state back either way.
-    fn wait_change<'s>(&'s self, state: MutexGuard<'s, State>, deadline: Option<Instant>) -> MutexGuard<'s, State> {
+    fn wait_change<'s>(
+        &'s self,
+        state: MutexGuard<'s, State>,
+        deadline: Option<Instant>,
+    ) -> MutexGuard<'s, State> {
         match deadline {
             None => self.slot.changed.wait(state).unwrap_or_else(|e| e.into_inner()),
             Some(deadline) => {
@@ -436,8 +440,11 @@ impl Stream {
     /// hold a pipe open, it is what was in the pipe at the command's end and what else comes within
     /// 500 ms; what they write later is thrown away.
     pub fn collect(&self, stdout: bool, stderr: bool) -> io::Result<Collected> {
-        let wanted: Vec<Output> =
-            [(stdout, Output::Stdout), (stderr, Output::Stderr)].iter().filter(|w| w.0).map(|w| w.1).collect();
+        let wanted: Vec<Output> = [(stdout, Output::Stdout), (stderr, Output::Stderr)]
+            .iter()
+            .filter(|w| w.0)
+            .map(|w| w.1)
+            .collect();
         let mut collected = Collected { exited: Exited::default(), stdout: Vec::new(), stderr: Vec::new() };
         let mut give_up = None;
         loop {

@@ -253,10 +253,9 @@ impl Command {
         // A user given here is not a member of the groups of the image's user.
         let (gid, groups) = match self.uid {
             Some(_) => (self.gid, self.groups.clone()),
-            None => (
-                self.gid.or(self.defaults.gid),
-                self.groups.clone().or_else(|| self.defaults.groups.clone()),
-            ),
+            None => {
+                (self.gid.or(self.defaults.gid), self.groups.clone().or_else(|| self.defaults.groups.clone()))
+            }
         };
         let stream = self.client.spawn(Spawn {
             program: &program,

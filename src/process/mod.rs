@@ -18,7 +18,7 @@ mod stdio;
 mod tests;
 
 pub use child::{Child, ChildStderr, ChildStdin, ChildStdout};
-pub use command::{Command, CommandArgs, CommandEnvs};
 pub(crate) use command::Defaults;
+pub use command::{Command, CommandArgs, CommandEnvs};
 pub use status::{ExitStatus, Output, ResourceUsage};
 pub use stdio::Stdio;

@@ -107,9 +107,8 @@ pub(super) enum Feed {
 
 impl Feed {
     pub(super) fn new(kind: Kind) -> io::Result<Self> {
-        let of = |(input, waker): (InterruptibleInput, io::PipeWriter)| {
-            Feed::From(Box::new(input), Some(waker))
-        };
+        let of =
+            |(input, waker): (InterruptibleInput, io::PipeWriter)| Feed::From(Box::new(input), Some(waker));
         Ok(match kind {
             Kind::Null => Feed::Nothing,
             Kind::Piped => Feed::Ours,

@@ -6,7 +6,8 @@ use super::*;
 pub(super) fn tiny_elf(code: &[u8]) -> Vec<u8> {
     let mut elf = vec![0u8; 120];
     elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-    let mut put = |at: usize, n: usize, value: u64| elf[at..at + n].copy_from_slice(&value.to_le_bytes()[..n]);
+    let mut put =
+        |at: usize, n: usize, value: u64| elf[at..at + n].copy_from_slice(&value.to_le_bytes()[..n]);
     put(16, 2, 2);
     put(18, 2, 62);
     put(20, 4, 1);
@@ -52,7 +53,12 @@ fn everything_is_where_the_boot_protocol_wants_it() {
     let initramfs = vec![0xa5u8; 10_001];
     let state = load(
         &ram,
-        &Boot { kernel: &kernel, initramfs: &initramfs, command_line: "console=ttyS0 x=1", machine: &machine() },
+        &Boot {
+            kernel: &kernel,
+            initramfs: &initramfs,
+            command_line: "console=ttyS0 x=1",
+            machine: &machine(),
+        },
     )
     .unwrap();
 
