@@ -11,9 +11,9 @@ use std::process::Command;
 
 /// Linkers to try in turn: the toolchain's own, the system's, the system's C compiler.
 const LINKERS: [&[&str]; 4] = [
-    &["-Clinker=rust-lld", "-Clinker-flavor=ld.lld"],
-    &["-Clinker=ld.lld", "-Clinker-flavor=ld.lld"],
-    &["-Clinker=ld", "-Clinker-flavor=ld"],
+    &["-Clinker=rust-lld", "-Clinker-flavor=ld.lld", "-Clink-self-contained=no"],
+    &["-Clinker=ld.lld", "-Clinker-flavor=ld.lld", "-Clink-self-contained=no"],
+    &["-Clinker=ld", "-Clinker-flavor=ld", "-Clink-self-contained=no"],
     &[
         "-Clinker=cc",
         "-Clinker-flavor=gcc",
@@ -66,13 +66,16 @@ fn targets() -> Vec<String> {
 }
 
 fn compile(target: &str, linker: &[&str], out: &Path) -> Result<(), String> {
-    let source = Path::new(&variable("CARGO_MANIFEST_DIR")).join("guest/main.rs");
+    let root = variable("CARGO_MANIFEST_DIR");
+    let source = Path::new(&root).join("guest/main.rs");
     let output = Command::new(variable("RUSTC"))
         .arg(source)
         .args(["--crate-name=cc_agent", "--crate-type=bin", "--edition=2024", "--target", target])
         .args(["-Copt-level=s", "-Clto=fat", "-Ccodegen-units=1", "-Cpanic=abort", "-Cstrip=symbols"])
         .args(["-Ctarget-cpu=x86-64", "-Crelocation-model=static", "-Ctarget-feature=+crt-static"])
-        .args(["-Clink-self-contained=no", "-o"])
+        // The same bytes wherever the source lies: snapshots are keyed by them.
+        .arg(format!("--remap-path-prefix={root}="))
+        .arg("-o")
         .arg(out)
         .args(linker)
         // Set for the crate's own build, not for a program of another target.

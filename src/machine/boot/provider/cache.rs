@@ -124,10 +124,8 @@ impl Lock {
         sync_dir(&from)?;
 
         let entries = self.dir.join("entries");
-        let name: String = name
-            .chars()
-            .map(|c| if c.is_ascii_alphanumeric() || "+-._~".contains(c) { c } else { '_' })
-            .collect();
+        let name: String =
+            name.chars().map(|c| if c.is_ascii_alphanumeric() || "+-._~".contains(c) { c } else { '_' }).collect();
         let to = entries.join(&name);
         if to.exists() && Entry::open(to.clone()).is_none() {
             // Damaged or of an older format: out of the way, under a name that is cleared later.

@@ -219,14 +219,12 @@ impl Provider {
         if let Some(entry) = cache.find(wanted) {
             return Ok(entry);
         }
-        let mut tried =
-            vec![Attempt { way: format!("the cache {}", cache.dir().display()), reason: "not in it".into() }];
+        let mut tried = vec![Attempt { way: format!("the cache {}", cache.dir().display()), reason: "not in it".into() }];
         if self.offline {
             tried.push(Attempt { way: "the network".into(), reason: "switched off (offline)".into() });
             return Err(nothing(tried));
         }
-        let lock = cache
-            .lock(|| progress(Progress { phase: Phase::Waiting, what: wanted, current: 0, total: None }))?;
+        let lock = cache.lock(|| progress(Progress { phase: Phase::Waiting, what: wanted, current: 0, total: None }))?;
         // Another process may have fetched it while this one waited.
         if let Some(entry) = cache.find(wanted) {
             return Ok(entry);
@@ -238,10 +236,7 @@ impl Provider {
                     Ok(apt) => (Way::Apt(Box::new(apt)), "the system's package manager (apt)".to_owned()),
                     Err(e @ BootError::Cache { .. }) => return Err(e),
                     Err(e) => {
-                        tried.push(Attempt {
-                            way: "the system's package manager (apt)".into(),
-                            reason: e.chain(),
-                        });
+                        tried.push(Attempt { way: "the system's package manager (apt)".into(), reason: e.chain() });
                         continue;
                     }
                 },
@@ -309,8 +304,7 @@ fn from_path(path: &Path) -> Result<Kernel, BootError> {
     let (file, root) = if meta.is_dir() { (kernel_in(path)?, Some(path)) } else { (path.to_owned(), None) };
     let bytes = read_file(&file, MAX_KERNEL_FILE)?;
     let vmlinux = image::vmlinux(&bytes).map_err(|e| e.in_file(&file))?;
-    let release =
-        image::release(&bytes).or_else(|| image::release(&vmlinux)).unwrap_or_else(|| "unknown".into());
+    let release = image::release(&bytes).or_else(|| image::release(&vmlinux)).unwrap_or_else(|| "unknown".into());
     let modules = match root.and_then(|root| modules_in(root, &release)) {
         Some(dir) => ModuleStore::from_dir(&dir, &release)?,
         None => ModuleStore::empty(&release),
