@@ -227,7 +227,14 @@ mod silicon {
         Outcome { image: get(RESULT, 512), data: get(DATA, DATA_LEN), rax: out, flags: rax & mask }
     }
 
-    fn on_soft(m: &mut Machine, instruction: &[u8], image: &[u8], data: &[u8], rax: u64, flags: u64) -> Outcome {
+    fn on_soft(
+        m: &mut Machine,
+        instruction: &[u8],
+        image: &[u8],
+        data: &[u8],
+        rax: u64,
+        flags: u64,
+    ) -> Outcome {
         m.write(BASE, &program(instruction, 0xf4));
         m.write(IMAGE, image);
         m.write(RESULT, &[0xcc; 512]);
@@ -241,7 +248,8 @@ mod silicon {
         m.vcpu.set_state(&m.state).unwrap();
         assert_eq!(m.vcpu.run(&NoIo).unwrap(), Exit::Halted);
         let s = m.vcpu.state().unwrap();
-        let mut out = Outcome { image: vec![0; 512], data: vec![0; DATA_LEN], rax: s.gpr[0], flags: s.gpr[9] & 0x8d5 };
+        let mut out =
+            Outcome { image: vec![0; 512], data: vec![0; DATA_LEN], rax: s.gpr[0], flags: s.gpr[9] & 0x8d5 };
         m.ram.memory().read_slice(&mut out.image, GuestAddress(RESULT)).unwrap();
         m.ram.memory().read_slice(&mut out.data, GuestAddress(DATA)).unwrap();
         out
