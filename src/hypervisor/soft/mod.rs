@@ -26,6 +26,8 @@ mod int;
 mod mmu;
 mod msr;
 mod op;
+#[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
+mod oracle;
 mod pvclock;
 mod ram;
 mod run;
