@@ -68,6 +68,24 @@ fn a_kernel_by_path() {
 }
 
 #[test]
+fn the_environment_gives_paths() {
+    if std::env::var_os("CC_TEST_ROLE").is_some() {
+        let provider = Provider::new();
+        assert_eq!(provider.kernel(&quiet).unwrap().release, "6.1.0-test");
+        assert_eq!(provider.busybox(&quiet).unwrap(), fixtures::busybox());
+        let missing = provider.with_kernel("/absent").kernel(&quiet);
+        assert!(matches!(missing, Err(BootError::Read { .. })));
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (kernel, busybox) = (dir.path().join("vmlinuz"), dir.path().join("busybox"));
+    std::fs::write(&kernel, fixtures::bzimage(&fixtures::gzip(&fixtures::tiny_elf(&[0x90; 64])))).unwrap();
+    std::fs::write(&busybox, fixtures::busybox()).unwrap();
+    let mut child = again("the_environment_gives_paths", "env", dir.path(), "");
+    succeeded(child.env("CC_KERNEL", kernel).env("CC_BUSYBOX", busybox).spawn().unwrap());
+}
+
+#[test]
 fn a_busybox_by_path_must_be_static_and_for_x86_64() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("busybox");
