@@ -1,1 +1,69 @@
-//! The software CPU.
+//! The software CPU: an x86-64 processor with no help from the host's.
+//!
+//! Guest code is decoded once, block by block, into compact operations ([`op`], [`decode`]) that
+//! are kept by physical address ([`block`]) and run one handler call after the other ([`run`]).
+//! Linear addresses become host pointers through a software TLB ([`tlb`], filled by the page walk
+//! in [`mmu`]). The instruction families are [`int`], [`control`], [`string`], [`system`] (with
+//! [`segment`], [`msr`], [`cpuid`]), [`sse`] and [`x87`] (on [`fp`]); exceptions and interrupts are delivered
+//! in [`exception`].
+//!
+//! Between blocks, and only there, the processor looks at its attention word: stop requests,
+//! events of the local APIC, decoded code that was overwritten. A store to decoded code ends the
+//! running block after the storing instruction, so self-modifying code is seen at once.
+//!
+//! Not modelled: segment limits in compatibility mode, hardware breakpoints, alignment checks,
+//! 16-bit and legacy protected-mode code outside long mode.
+
+mod block;
+mod control;
+mod cpu;
+mod cpuid;
+mod decode;
+mod exception;
+mod flags;
+mod fp;
+mod int;
+mod mmu;
+mod msr;
+mod op;
+mod pvclock;
+mod ram;
+mod run;
+mod segment;
+mod sse;
+mod string;
+mod system;
+#[cfg(test)]
+mod tests;
+mod tlb;
+mod x87;
+
+use std::sync::Arc;
+
+use crate::hypervisor::{HypervisorError, LocalApic, Vcpu, Vm};
+use crate::memory::GuestRam;
+use crate::sys::clock::Clock;
+
+/// A machine on the software CPU.
+#[derive(Debug)]
+pub struct SoftVm {
+    ram: Arc<GuestRam>,
+    clock: Arc<Clock>,
+}
+
+impl SoftVm {
+    /// A machine with this RAM, whose time-stamp counters run with `clock`.
+    pub fn new(ram: Arc<GuestRam>, clock: Arc<Clock>) -> Self {
+        Self { ram, clock }
+    }
+}
+
+impl Vm for SoftVm {
+    fn create_vcpu(
+        &self,
+        id: u32,
+        apic: Option<Arc<dyn LocalApic>>,
+    ) -> Result<Box<dyn Vcpu>, HypervisorError> {
+        Ok(Box::new(run::SoftVcpu::new(id, self.ram.clone(), self.clock.clone(), apic)))
+    }
+}

@@ -1,0 +1,232 @@
+//! The interrupt controllers of a machine, joined: PIC, IOAPIC and a local APIC per vCPU.
+//!
+//! Global system interrupts 0 to 15 drive the PIC's input and the IOAPIC's pin of the same number,
+//! except that GSI 0, the ISA timer, is pin 2 (the MADT's interrupt source override), so that GSI 2,
+//! the PIC's cascade, is nobody's. GSIs 16 to 23 drive the IOAPIC only; above that they are ignored.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use super::bus::{BusDevice, BusError, SystemBus};
+use super::ioapic::{self, IoApic, IoApicState, IoApicWindow};
+use super::irq::IrqSink;
+use super::lapic::{DeliveryMode, Destination, Fabric, Lapic, LapicState, Message};
+use super::pic::{self, Pic};
+use super::timers::Timers;
+use crate::hypervisor::{LocalApic, VcpuSignal};
+
+/// Most vCPUs: xAPIC ids are 8 bits and 0xff is everybody.
+pub const MAX_VCPUS: u32 = 255;
+
+/// IOAPIC pin of the ISA timer.
+pub const TIMER_PIN: u32 = 2;
+
+/// Registers of all interrupt controllers of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IrqChipState {
+    /// Both 8259s.
+    pub pic: Pic,
+    /// The IOAPIC.
+    pub ioapic: IoApicState,
+    /// The local APICs by vCPU.
+    pub lapics: Vec<LapicState>,
+}
+
+/// The interrupt controllers of one machine.
+pub struct IrqChip {
+    pic: Mutex<Pic>,
+    ioapic: IoApic,
+    lapics: Box<[Arc<Lapic>]>,
+    /// Who was last chosen for a lowest-priority interrupt.
+    last_chosen: AtomicUsize,
+}
+
+impl std::fmt::Debug for IrqChip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "IrqChip({} vCPUs)", self.lapics.len())
+    }
+}
+
+impl IrqChip {
+    /// The controllers for `vcpus` processors (1..=[`MAX_VCPUS`], other numbers are brought into
+    /// that range). vCPU 0 is the boot processor.
+    pub fn new(timers: &Timers, vcpus: u32) -> Arc<Self> {
+        Arc::new_cyclic(|me: &Weak<Self>| Self {
+            pic: Mutex::default(),
+            ioapic: IoApic::default(),
+            lapics: (0..vcpus.clamp(1, MAX_VCPUS))
+                .map(|id| Lapic::new(id, id == 0, timers, me.clone()))
+                .collect(),
+            last_chosen: AtomicUsize::new(0),
+        })
+    }
+
+    /// The local APIC of vCPU `id`.
+    pub fn lapic(&self, id: u32) -> Option<Arc<dyn LocalApic>> {
+        self.lapics.get(id as usize).map(|lapic| lapic.clone() as Arc<dyn LocalApic>)
+    }
+
+    /// Tells vCPU `id`'s local APIC whom to signal. To be called before the vCPU first runs. Its
+    /// `attention` is called with locks of the chipset held and must not call back into it.
+    pub fn connect(&self, id: u32, signal: Arc<dyn VcpuSignal>) {
+        if let Some(lapic) = self.lapics.get(id as usize) {
+            lapic.connect(signal);
+        }
+    }
+
+    /// Sends vCPU `id` an NMI.
+    pub fn inject_nmi(&self, id: u32) {
+        if let Some(lapic) = self.lapics.get(id as usize) {
+            lapic.accept(DeliveryMode::Nmi, 0, false);
+        }
+    }
+
+    /// Puts PIC and IOAPIC on the bus. The local APICs' pages are answered by the vCPUs.
+    pub fn attach(self: &Arc<Self>, bus: &SystemBus) -> Result<(), BusError> {
+        for (block, base) in [
+            (PicPorts::Chip(0), pic::PRIMARY_PORT),
+            (PicPorts::Chip(1), pic::SECONDARY_PORT),
+            (PicPorts::Elcr, pic::ELCR_PORT),
+        ] {
+            bus.ports.insert(base, 2, Arc::new(PicWindow { chip: self.clone(), block }))?;
+        }
+        bus.mmio.insert(ioapic::DEFAULT_BASE, ioapic::LEN, Arc::new(IoApicWindow(self.clone())))
+    }
+
+    /// A copy of all registers, to be taken while vCPUs and clock stand still.
+    pub fn state(&self) -> IrqChipState {
+        IrqChipState {
+            pic: self.pic().clone(),
+            ioapic: self.ioapic.state(),
+            lapics: self.lapics.iter().map(|lapic| lapic.state()).collect(),
+        }
+    }
+
+    /// Replaces all registers, to be done while vCPUs and clock stand still. Local APICs beyond
+    /// those in `state` keep theirs; there should be none.
+    pub fn set_state(&self, state: IrqChipState) {
+        *self.pic() = state.pic;
+        self.ioapic.set_state(state.ioapic);
+        for (lapic, state) in self.lapics.iter().zip(state.lapics) {
+            lapic.set_state(state);
+        }
+    }
+
+    /// Back to power-on, for a machine reset. All input lines fall: the devices are reset too.
+    pub fn reset(&self) {
+        *self.pic() = Pic::default();
+        self.ioapic.set_state(IoApicState::default());
+        self.lapics.iter().for_each(|lapic| lapic.reset());
+    }
+
+    pub(crate) fn ioapic(&self) -> &IoApic {
+        &self.ioapic
+    }
+
+    /// Routes a message to the local APICs it is for. Returns whether any accepted.
+    pub(crate) fn deliver(&self, from: Option<u32>, message: &Message) -> bool {
+        let chosen = |lapic: &Lapic, id: usize| {
+            let own = from == Some(id as u32);
+            match message.destination {
+                Destination::Myself => own,
+                Destination::All => true,
+                Destination::Others => !own,
+                destination => lapic.matches(destination),
+            }
+        };
+        let targets = self.lapics.iter().enumerate().filter(|(id, lapic)| chosen(lapic, *id));
+        if message.mode == DeliveryMode::LowestPriority {
+            // Among equals the next after the last one, so that all get their share.
+            let start = self.last_chosen.load(Ordering::Relaxed) + 1;
+            let count = self.lapics.len();
+            let best = targets
+                .filter_map(|(id, lapic)| {
+                    Some((lapic.arbitration_priority()?, (id + count - start % count) % count, id))
+                })
+                .min();
+            let Some((_, _, id)) = best else { return false };
+            self.last_chosen.store(id, Ordering::Relaxed);
+            return self.lapics[id].accept(message.mode, message.vector, message.level);
+        }
+        targets
+            .fold(false, |any, (_, lapic)| lapic.accept(message.mode, message.vector, message.level) || any)
+    }
+
+    fn pic(&self) -> std::sync::MutexGuard<'_, Pic> {
+        self.pic.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Does `f` to the PIC and drives LINT0 as it says afterwards, in one go so that two threads
+    /// cannot leave the older level.
+    fn with_pic<T>(&self, f: impl FnOnce(&mut Pic) -> T) -> T {
+        let mut pic = self.pic();
+        let result = f(&mut pic);
+        if let Some(boot) = self.lapics.first() {
+            boot.set_lint0(pic.output());
+        }
+        result
+    }
+}
+
+impl IrqSink for IrqChip {
+    fn set_irq(&self, gsi: u32, level: bool) {
+        if gsi < 16 && gsi != TIMER_PIN {
+            self.with_pic(|pic| pic.set_irq(gsi as u8, level));
+        }
+        let pin = match gsi {
+            0 => TIMER_PIN,
+            TIMER_PIN => return,
+            gsi => gsi,
+        };
+        self.ioapic.set_line(pin as usize, level, &|message| self.deliver(None, message));
+    }
+}
+
+impl Fabric for IrqChip {
+    fn send(&self, from: u32, message: &Message) {
+        self.deliver(Some(from), message);
+    }
+
+    fn end_of_interrupt(&self, vector: u8) {
+        self.ioapic.end_of_interrupt(vector, &|message| self.deliver(None, message));
+    }
+
+    fn acknowledge_pic(&self) -> Option<u8> {
+        self.with_pic(Pic::acknowledge)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum PicPorts {
+    Chip(usize),
+    Elcr,
+}
+
+/// A pair of the PIC's ports.
+struct PicWindow {
+    chip: Arc<IrqChip>,
+    block: PicPorts,
+}
+
+impl BusDevice for PicWindow {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        for (at, byte) in (offset..).zip(data) {
+            *byte = self.chip.with_pic(|pic| match self.block {
+                PicPorts::Chip(chip) => pic.read(chip, at),
+                PicPorts::Elcr => pic.read_elcr(at as usize),
+            });
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        for (at, byte) in (offset..).zip(data) {
+            self.chip.with_pic(|pic| match self.block {
+                PicPorts::Chip(chip) => pic.write(chip, at, *byte),
+                PicPorts::Elcr => pic.write_elcr(at as usize, *byte),
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

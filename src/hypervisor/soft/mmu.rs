@@ -1,0 +1,284 @@
+//! Paging: the 4-level page walk with its faults and accessed/dirty bits, and the slow paths of
+//! memory accesses (TLB miss, page crossing, device memory, stores to decoded code).
+
+#![allow(unsafe_code)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::arch::x86_64::{cr0, cr4, efer, rflags, vector};
+
+use super::cpu::{Access, Cpu, Exception};
+use super::op::Stop;
+
+/// Page-table entry bits.
+mod pte {
+    pub(super) const PRESENT: u64 = 1 << 0;
+    pub(super) const WRITE: u64 = 1 << 1;
+    pub(super) const USER: u64 = 1 << 2;
+    pub(super) const ACCESSED: u64 = 1 << 5;
+    pub(super) const DIRTY: u64 = 1 << 6;
+    pub(super) const LARGE: u64 = 1 << 7;
+    pub(super) const GLOBAL: u64 = 1 << 8;
+    pub(super) const NX: u64 = 1 << 63;
+    /// Physical address width of the processor model.
+    pub(super) const PHYS_BITS: u32 = 46;
+    pub(super) const ADDR: u64 = ((1 << PHYS_BITS) - 1) & !4095;
+    /// Bits 46–51 are reserved on a processor with 46 physical address bits.
+    pub(super) const RESERVED: u64 = ((1 << 52) - 1) & !((1 << PHYS_BITS) - 1);
+}
+
+/// Page-fault error code bits.
+mod pf {
+    pub(super) const PRESENT: u32 = 1;
+    pub(super) const WRITE: u32 = 2;
+    pub(super) const USER: u32 = 4;
+    pub(super) const RESERVED: u32 = 8;
+    pub(super) const FETCH: u32 = 16;
+}
+
+/// A finished walk.
+struct Mapping {
+    gpa: u64,
+    writable: bool,
+    readable: bool,
+    global: bool,
+}
+
+impl Cpu {
+    /// The guest-physical address behind `va` for `access` with the current privilege.
+    pub(super) fn translate(&mut self, va: u64, access: Access) -> Result<u64, Stop> {
+        Ok(self.walk(va, access)?.gpa)
+    }
+
+    fn walk(&mut self, va: u64, access: Access) -> Result<Mapping, Stop> {
+        if self.cr0 & cr0::PG == 0 {
+            let gpa = if self.long { va } else { va as u32 as u64 };
+            return Ok(Mapping { gpa, writable: true, readable: true, global: false });
+        }
+        if (va as i64) << 16 >> 16 != va as i64 {
+            self.fault = Exception { vector: vector::GP, error: Some(0), address: true, cr2: 0 };
+            return Err(Stop::Fault);
+        }
+        let user = self.cpl == 3;
+        let nx_on = self.efer & efer::NXE != 0;
+        let mut error = if user { pf::USER } else { 0 };
+        match access {
+            Access::Read => {}
+            Access::Write => error |= pf::WRITE,
+            // The bit reports fetches only where the processor can refuse them.
+            Access::Execute if nx_on || self.cr4 & cr4::SMEP != 0 => error |= pf::FETCH,
+            Access::Execute => {}
+        }
+        let mut table = self.cr3 & pte::ADDR;
+        let mut allowed = pte::USER | pte::WRITE;
+        let mut no_execute = false;
+        let mut level = 4u32;
+        // Slots to mark accessed once the walk has succeeded.
+        let mut trail = [(0u64, 0u64); 4];
+        let (leaf_slot, leaf, shift) = loop {
+            let shift = 12 + 9 * (level - 1);
+            let slot = table + ((va >> shift) & 511) * 8;
+            let entry = self.phys_read_u64(slot);
+            if entry & pte::PRESENT == 0 {
+                return Err(self.page_fault(va, error));
+            }
+            let large = level > 1 && entry & pte::LARGE != 0;
+            let mut reserved = pte::RESERVED;
+            if !nx_on {
+                reserved |= pte::NX;
+            }
+            if large {
+                // Bits between the PAT bit (12) and the frame must be zero.
+                reserved |= ((1u64 << shift) - 1) & !0x1fff;
+            }
+            if entry & reserved != 0 || (level == 4 && entry & pte::LARGE != 0) {
+                return Err(self.page_fault(va, error | pf::PRESENT | pf::RESERVED));
+            }
+            allowed &= entry;
+            no_execute |= entry & pte::NX != 0;
+            trail[level as usize - 1] = (slot, entry);
+            if level == 1 || large {
+                break (slot, entry, shift);
+            }
+            table = entry & pte::ADDR;
+            level -= 1;
+        };
+        let user_page = allowed & pte::USER != 0;
+        let write_ok = allowed & pte::WRITE != 0 || (!user && self.cr0 & cr0::WP == 0);
+        let smap = self.cr4 & cr4::SMAP != 0 && self.sysflags & rflags::AC == 0;
+        let data_ok = if user { user_page } else { !(user_page && smap) };
+        let ok = match access {
+            Access::Read => data_ok,
+            Access::Write => data_ok && write_ok,
+            Access::Execute if no_execute => false,
+            Access::Execute if user => user_page,
+            Access::Execute => !(user_page && self.cr4 & cr4::SMEP != 0),
+        };
+        if !ok {
+            return Err(self.page_fault(va, error | pf::PRESENT));
+        }
+        for &(slot, entry) in &trail[level as usize - 1..] {
+            if entry & pte::ACCESSED == 0 {
+                self.set_pte_bits(slot, pte::ACCESSED);
+            }
+        }
+        let mut dirty = leaf & pte::DIRTY != 0;
+        if access == Access::Write && !dirty {
+            self.set_pte_bits(leaf_slot, pte::DIRTY);
+            dirty = true;
+        }
+        let mask = (1u64 << shift) - 1;
+        Ok(Mapping {
+            gpa: (leaf & pte::ADDR & !mask) | (va & mask),
+            writable: data_ok && write_ok && dirty,
+            readable: data_ok,
+            global: leaf & pte::GLOBAL != 0 && self.cr4 & cr4::PGE != 0,
+        })
+    }
+
+    #[cold]
+    fn page_fault(&mut self, va: u64, error: u32) -> Stop {
+        // A refused translation must not stay cached in weaker form.
+        self.tlb.flush_page(va);
+        self.fault = Exception { vector: vector::PF, error: Some(error), cr2: va, address: false };
+        Stop::Fault
+    }
+
+    fn set_pte_bits(&mut self, slot: u64, bits: u64) {
+        if let Some((p, page)) = self.ram.host(slot) {
+            // SAFETY: `slot` is 8-byte aligned and in RAM; page tables are shared with other
+            // vCPUs, hence the atomic.
+            unsafe { AtomicU64::from_ptr(p.cast()) }.fetch_or(bits, Ordering::SeqCst);
+            self.wrote(page);
+        }
+    }
+
+    fn phys_read_u64(&mut self, gpa: u64) -> u64 {
+        match self.ram.host(gpa) {
+            // SAFETY: 8-byte aligned address in mapped RAM.
+            Some((p, _)) => unsafe { AtomicU64::from_ptr(p.cast()) }.load(Ordering::Relaxed),
+            None => 0,
+        }
+    }
+
+    /// Walks for `va` and caches the result when it is RAM. Returns the guest-physical address.
+    fn fill(&mut self, va: u64, access: Access) -> Result<u64, Stop> {
+        let map = self.walk(va, access)?;
+        if let Some((host, page)) = self.ram.host(map.gpa & !4095) {
+            let code = self.ram.code_pages().is_code(page);
+            self.tlb.fill(va, host, page, map.readable, map.writable && !code, map.global);
+        }
+        Ok(map.gpa)
+    }
+
+    #[inline(never)]
+    pub(super) fn read_slow(&mut self, va: u64, len: usize) -> Result<u64, Stop> {
+        self.read_any(va, len, Access::Read)
+    }
+
+    /// The read half of a read-modify-write: faults are reported as for a write.
+    pub(super) fn read_slow_for_write(&mut self, va: u64, len: usize) -> Result<u64, Stop> {
+        self.read_any(va, len, Access::Write)
+    }
+
+    fn read_any(&mut self, va: u64, len: usize, access: Access) -> Result<u64, Stop> {
+        let mut bytes = [0u8; 8];
+        let first = len.min(4096 - (va & 4095) as usize);
+        let gpa = self.fill(va, access)?;
+        if first < len {
+            let gpa2 = self.fill(va.wrapping_add(first as u64), access)?;
+            self.phys_read(gpa, &mut bytes[..first]);
+            self.phys_read(gpa2, &mut bytes[first..len]);
+        } else {
+            self.phys_read(gpa, &mut bytes[..len]);
+        }
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    #[inline(never)]
+    pub(super) fn write_slow(&mut self, va: u64, value: u64, len: usize) -> Result<(), Stop> {
+        let bytes = value.to_le_bytes();
+        let first = len.min(4096 - (va & 4095) as usize);
+        let gpa = self.fill(va, Access::Write)?;
+        if first < len {
+            let gpa2 = self.fill(va.wrapping_add(first as u64), Access::Write)?;
+            self.phys_write(gpa, &bytes[..first]);
+            self.phys_write(gpa2, &bytes[first..len]);
+        } else {
+            self.phys_write(gpa, &bytes[..len]);
+        }
+        Ok(())
+    }
+
+    /// Reads guest-physical memory or a device; `out` lies within one page.
+    pub(super) fn phys_read(&mut self, gpa: u64, out: &mut [u8]) {
+        if let Some((p, _)) = self.ram.host(gpa) {
+            // SAFETY: the rest of the page after `gpa` is mapped, and `out` does not leave it.
+            unsafe { std::ptr::copy_nonoverlapping(p, out.as_mut_ptr(), out.len()) };
+            return;
+        }
+        if let Some(apic) = self.apic.as_ref().filter(|a| in_apic(a.mmio_base(), gpa)) {
+            let word = apic.mmio_read((gpa & 0xffc) as u32).to_le_bytes();
+            let start = (gpa & 3) as usize;
+            for (i, b) in out.iter_mut().enumerate() {
+                *b = word.get(start + i).copied().unwrap_or(0);
+            }
+            return;
+        }
+        out.fill(0xff);
+        if let Some(io) = self.io() {
+            let len = out.len();
+            if len.is_power_of_two() && len <= 8 {
+                io.mmio_read(gpa, out);
+            } else {
+                for (i, b) in out.iter_mut().enumerate() {
+                    io.mmio_read(gpa + i as u64, std::slice::from_mut(b));
+                }
+            }
+        }
+    }
+
+    /// Writes guest-physical memory or a device; `data` lies within one page.
+    pub(super) fn phys_write(&mut self, gpa: u64, data: &[u8]) {
+        if let Some((p, page)) = self.ram.host(gpa) {
+            // SAFETY: as in `phys_read`.
+            unsafe {
+                match data.len() {
+                    4 => p.cast::<[u8; 4]>().write_unaligned([data[0], data[1], data[2], data[3]]),
+                    _ => std::ptr::copy_nonoverlapping(data.as_ptr(), p, data.len()),
+                }
+            }
+            self.wrote(page);
+            return;
+        }
+        if let Some(apic) = self.apic.as_ref().filter(|a| in_apic(a.mmio_base(), gpa)) {
+            if let Ok(word) = <[u8; 4]>::try_from(data) {
+                apic.mmio_write((gpa & 0xffc) as u32, u32::from_le_bytes(word));
+            }
+            return;
+        }
+        if let Some(io) = self.io() {
+            if data.len().is_power_of_two() && data.len() <= 8 {
+                io.mmio_write(gpa, data);
+            } else {
+                for (i, b) in data.iter().enumerate() {
+                    io.mmio_write(gpa + i as u64, std::slice::from_ref(b));
+                }
+            }
+        }
+    }
+
+    /// Reports a store to RAM page `page`. When it holds decoded code, the running block ends
+    /// after this instruction.
+    #[inline]
+    pub(super) fn wrote(&mut self, page: u32) {
+        if self.ram.code_pages().is_code(page) {
+            self.ram.code_pages().written(page);
+            self.op_end = std::ptr::null();
+        }
+    }
+}
+
+fn in_apic(base: Option<u64>, gpa: u64) -> bool {
+    base.is_some_and(|b| gpa & !4095 == b)
+}

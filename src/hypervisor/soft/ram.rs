@@ -1,0 +1,60 @@
+//! Guest-physical addresses to host pointers.
+
+#![allow(unsafe_code)]
+
+use std::sync::{Arc, Mutex};
+
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::memory::{CodePages, GuestRam, MMIO_HOLE_END, MMIO_HOLE_START};
+
+/// Serialises locked accesses that the host cannot do in one step.
+pub(super) static SPLIT_LOCK: Mutex<()> = Mutex::new(());
+
+/// Guest RAM as pointers.
+pub(super) struct Ram {
+    low: *mut u8,
+    low_len: u64,
+    high: *mut u8,
+    high_len: u64,
+    guest: Arc<GuestRam>,
+}
+
+// SAFETY: the pointers lead into the mapping that `guest` keeps alive; it is shared memory that
+// every thread may access.
+unsafe impl Send for Ram {}
+
+impl Ram {
+    pub(super) fn new(guest: Arc<GuestRam>) -> Self {
+        let part = |start: u64| {
+            guest.memory().find_region(GuestAddress(start)).map_or((std::ptr::null_mut(), 0), |r| {
+                (
+                    guest.memory().get_host_address(GuestAddress(start)).unwrap_or(std::ptr::null_mut()),
+                    r.len(),
+                )
+            })
+        };
+        let (low, low_len) = part(0);
+        let (high, high_len) = part(MMIO_HOLE_END);
+        Self { low, low_len, high, high_len, guest }
+    }
+
+    /// The host address of `gpa` (valid to the end of its page) and its page in the RAM file.
+    #[inline]
+    pub(super) fn host(&self, gpa: u64) -> Option<(*mut u8, u32)> {
+        if gpa < self.low_len {
+            // SAFETY: inside the low region.
+            Some((unsafe { self.low.add(gpa as usize) }, (gpa >> 12) as u32))
+        } else if gpa >= MMIO_HOLE_END && gpa - MMIO_HOLE_END < self.high_len {
+            let off = gpa - MMIO_HOLE_END;
+            // SAFETY: inside the high region.
+            Some((unsafe { self.high.add(off as usize) }, ((off + MMIO_HOLE_START) >> 12) as u32))
+        } else {
+            None
+        }
+    }
+
+    pub(super) fn code_pages(&self) -> &CodePages {
+        self.guest.code_pages()
+    }
+}

@@ -1,0 +1,400 @@
+//! The run loop of one vCPU, and its portable state.
+
+#![allow(unsafe_code)]
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+
+use crate::arch::x86_64::{VcpuState, cr0, efer, rflags, seg, vector};
+use crate::hypervisor::{Exit, ExitIo, HypervisorError, LocalApic, LocalEvent, Vcpu, VcpuSignal};
+use crate::memory::GuestRam;
+use crate::sys::clock::Clock;
+
+use super::block::{Block, BlockCache, BlockId, Link};
+use super::cpu::{Cpu, attention};
+use super::exception::TripleFault;
+use super::op::{Op, Stop};
+
+/// Wakes and interrupts a vCPU from other threads.
+struct Signal {
+    word: Arc<AtomicU32>,
+    parked: AtomicBool,
+    lock: Mutex<()>,
+    wake: Condvar,
+}
+
+impl Signal {
+    fn raise(&self, bits: u32) {
+        self.word.fetch_or(bits, Ordering::SeqCst);
+        if self.parked.load(Ordering::SeqCst) {
+            let _guard = self.lock.lock().unwrap_or_else(|e| e.into_inner());
+            self.wake.notify_all();
+        }
+    }
+
+    /// Sleeps until something is raised.
+    fn park(&self) {
+        let mut guard = self.lock.lock().unwrap_or_else(|e| e.into_inner());
+        self.parked.store(true, Ordering::SeqCst);
+        while self.word.load(Ordering::SeqCst) & !attention::CODE == 0 {
+            guard = self.wake.wait(guard).unwrap_or_else(|e| e.into_inner());
+        }
+        self.parked.store(false, Ordering::SeqCst);
+    }
+}
+
+impl VcpuSignal for Signal {
+    fn attention(&self) {
+        self.raise(attention::EVENT);
+    }
+    fn kick(&self) {
+        self.raise(attention::KICK);
+    }
+}
+
+/// One vCPU of a [`super::SoftVm`].
+pub(super) struct SoftVcpu {
+    pub(super) cpu: Cpu,
+    pub(super) cache: BlockCache,
+    signal: Arc<Signal>,
+}
+
+impl SoftVcpu {
+    pub(super) fn new(
+        id: u32,
+        ram: Arc<GuestRam>,
+        clock: Arc<Clock>,
+        apic: Option<Arc<dyn LocalApic>>,
+    ) -> Self {
+        let cpu = Cpu::new(id, ram, clock, apic);
+        let signal = Arc::new(Signal {
+            word: cpu.attention.clone(),
+            parked: AtomicBool::new(false),
+            lock: Mutex::new(()),
+            wake: Condvar::new(),
+        });
+        Self { cpu, cache: BlockCache::new(), signal }
+    }
+
+    fn generation(&self) -> u64 {
+        (self.cpu.tlb.generation as u64) << 32 | self.cache.generation as u64
+    }
+
+    fn run_loop(&mut self) -> Exit {
+        // The block that ran last and the way it was left, to be linked to the next.
+        let mut from: Option<(BlockId, usize)> = None;
+        loop {
+            if self.cpu.attention.load(Ordering::Relaxed) != 0 {
+                from = None;
+                match self.attend() {
+                    Ok(None) => {}
+                    Ok(Some(exit)) => return exit,
+                    Err(TripleFault) => return Exit::TripleFault,
+                }
+            }
+            if self.cpu.halted {
+                if let Some(exit) = self.wait_for_event() {
+                    return exit;
+                }
+                continue;
+            }
+            let single = self.cpu.shadow || self.cpu.sysflags & rflags::TF != 0;
+            let trap = self.cpu.sysflags & rflags::TF != 0;
+            self.cpu.shadow = false;
+            let id = match self.next_block(from) {
+                Ok(id) => id,
+                Err(_) => {
+                    from = None;
+                    if self.cpu.deliver_fault().is_err() {
+                        return Exit::TripleFault;
+                    }
+                    continue;
+                }
+            };
+            from = None;
+            let Some(block) = self.cache.get(id) else { continue };
+            let block: *const Block = block;
+            // SAFETY: blocks are freed by `attend` and `next_block` only, not while one runs.
+            let slot = match run_block(&mut self.cpu, unsafe { &*block }, single) {
+                Ok(slot) => slot,
+                Err(TripleFault) => return Exit::TripleFault,
+            };
+            match slot {
+                Left::Linked(slot) => from = Some((id, slot)),
+                Left::Plain => {}
+                Left::Faulted => continue,
+            }
+            if trap {
+                self.cpu.dr[4] |= 1 << 14;
+                self.cpu.fault =
+                    super::cpu::Exception { vector: vector::DB, ..super::cpu::Exception::default() };
+                if self.cpu.deliver_fault().is_err() {
+                    return Exit::TripleFault;
+                }
+                from = None;
+            }
+        }
+    }
+
+    /// The block at `cpu.rip`: by the link of the block that led here, by recent look-ups, by
+    /// physical address, or newly decoded.
+    #[inline(always)]
+    fn next_block(&mut self, from: Option<(BlockId, usize)>) -> Result<BlockId, Stop> {
+        let rip = self.cpu.rip;
+        let generation = self.generation();
+        if let Some((id, slot)) = from
+            && let Some(block) = self.cache.get(id)
+        {
+            let link = &block.links[slot];
+            if link.rip == rip && link.generation == generation {
+                return Ok(link.block);
+            }
+        }
+        self.find_block(rip, generation, from)
+    }
+
+    #[inline(never)]
+    fn find_block(
+        &mut self,
+        rip: u64,
+        generation: u64,
+        from: Option<(BlockId, usize)>,
+    ) -> Result<BlockId, Stop> {
+        let next = match self.cache.find_jump(rip, generation) {
+            Some(id) => id,
+            None => {
+                let id = super::decode::block_at(&mut self.cpu, &mut self.cache, rip)?;
+                // Decoding may have moved the generation on; remember under the present one.
+                let generation = self.generation();
+                self.cache.remember_jump(rip, generation, id);
+                id
+            }
+        };
+        let generation = self.generation();
+        if let Some((id, slot)) = from
+            && let Some(block) = self.cache.get_mut(id)
+        {
+            block.links[slot] = Link { rip, generation, block: next };
+        }
+        Ok(next)
+    }
+
+    /// Looks at the attention word.
+    #[inline(never)]
+    fn attend(&mut self) -> Result<Option<Exit>, TripleFault> {
+        let word = self.cpu.attention.clone();
+        if word.load(Ordering::SeqCst) & attention::CODE != 0 {
+            word.fetch_and(!attention::CODE, Ordering::SeqCst);
+            for page in self.cpu.ram.code_pages().take_stale() {
+                self.cache.drop_page(page);
+            }
+        }
+        if word.load(Ordering::SeqCst) & attention::KICK != 0 {
+            word.fetch_and(!attention::KICK, Ordering::SeqCst);
+            return Ok(Some(Exit::Kicked));
+        }
+        if word.load(Ordering::SeqCst) & attention::EVENT != 0 && !self.cpu.shadow {
+            // Cleared before the look, so that an event that comes during it is seen next time.
+            word.fetch_and(!attention::EVENT, Ordering::SeqCst);
+            self.take_event()?;
+        }
+        Ok(None)
+    }
+
+    fn take_event(&mut self) -> Result<(), TripleFault> {
+        let Some(apic) = self.cpu.apic.clone() else { return Ok(()) };
+        match apic.take_event(self.cpu.interrupts_enabled()) {
+            Some(LocalEvent::Interrupt(v)) => {
+                self.cpu.halted = false;
+                self.cpu.deliver_external(v)?;
+            }
+            Some(LocalEvent::Nmi) => self.cpu.nmi_pending = true,
+            // With one vCPU there is nobody to start, and INIT to oneself is not a thing kernels do.
+            Some(LocalEvent::Init | LocalEvent::Startup(_)) | None => {}
+        }
+        // One that comes while another is handled waits for the handler's IRET.
+        if self.cpu.nmi_pending && !self.cpu.nmi_blocked {
+            self.cpu.nmi_pending = false;
+            self.cpu.nmi_blocked = true;
+            self.cpu.halted = false;
+            self.cpu.deliver_external(vector::NMI)?;
+        }
+        // Another may wait behind it.
+        self.cpu.events_may_open();
+        Ok(())
+    }
+
+    /// In HLT: sleeps until something happens. Returns an exit if nothing ever can.
+    fn wait_for_event(&mut self) -> Option<Exit> {
+        let open = self.cpu.interrupts_enabled();
+        if self.cpu.apic.as_ref().is_some_and(|a| a.has_event(open)) {
+            self.cpu.attention.fetch_or(attention::EVENT, Ordering::SeqCst);
+            return None;
+        }
+        if !open {
+            return Some(Exit::Halted);
+        }
+        self.signal.park();
+        None
+    }
+}
+
+/// How a block was left.
+enum Left {
+    /// By running off its end (1) or by a jump (0): the next block may be linked.
+    Linked(usize),
+    /// With `cpu.rip` set, but something may have changed.
+    Plain,
+    /// By an exception, which has been delivered.
+    Faulted,
+}
+
+/// Runs `block`, or only its first operation, and leaves `cpu.rip` at the next instruction.
+#[inline(always)]
+fn run_block(cpu: &mut Cpu, block: &Block, single: bool) -> Result<Left, TripleFault> {
+    let base = cpu.rip;
+    cpu.regs[16] = base;
+    let start = block.ops.as_ptr();
+    let count = if single { 1 } else { block.ops.len() };
+    // SAFETY: one past the last operation that may run.
+    let end = unsafe { start.add(count) };
+    cpu.op_end = end;
+    let mut p = start;
+    let stop = loop {
+        // SAFETY: `p` is in `start..end`, and a block has at least one operation.
+        let op: &Op = unsafe { &*p };
+        if let Err(stop) = (op.run)(cpu, op) {
+            break Some(stop);
+        }
+        // SAFETY: at most one past the end.
+        p = unsafe { p.add(1) };
+        if p >= cpu.op_end {
+            break None;
+        }
+    };
+    let Some(stop) = stop else {
+        // SAFETY: both point into the same operations.
+        let done = unsafe { p.offset_from(start) } as usize;
+        cpu.instructions += done as u64;
+        if p == end && !single {
+            cpu.rip = advance(cpu, base, block.len as u64);
+            return Ok(Left::Linked(1));
+        }
+        // SAFETY: at least one operation has run.
+        let last = unsafe { &*p.sub(1) };
+        cpu.rip = advance(cpu, base, last.off as u64 + last.len as u64);
+        return Ok(Left::Plain);
+    };
+    // SAFETY: `p` is the operation that stopped.
+    let (op, done) = unsafe { (&*p, p.offset_from(start) as u64 + 1) };
+    cpu.instructions += done;
+    match stop {
+        Stop::Branch => Ok(if single { Left::Plain } else { Left::Linked(0) }),
+        Stop::Next => {
+            cpu.rip = advance(cpu, base, op.off as u64 + op.len as u64);
+            Ok(Left::Plain)
+        }
+        Stop::Again => {
+            cpu.rip = advance(cpu, base, op.off as u64);
+            Ok(Left::Plain)
+        }
+        Stop::Fault => {
+            cpu.rip = advance(cpu, base, op.off as u64);
+            if cpu.fault.address && op.flags & super::op::flag::STACK != 0 {
+                cpu.fault.vector = vector::SS;
+            }
+            cpu.deliver_fault()?;
+            Ok(Left::Faulted)
+        }
+    }
+}
+
+#[inline(always)]
+fn advance(cpu: &Cpu, base: u64, by: u64) -> u64 {
+    let rip = base.wrapping_add(by);
+    if cpu.long { rip } else { rip as u32 as u64 }
+}
+
+impl Vcpu for SoftVcpu {
+    fn run(&mut self, io: &dyn ExitIo) -> Result<Exit, HypervisorError> {
+        // SAFETY: only the lifetime is changed; the pointer is cleared below, before `io` ends.
+        let io: *const (dyn ExitIo + 'static) = unsafe { std::mem::transmute(io as *const dyn ExitIo) };
+        self.cpu.io = Some(io);
+        self.cpu.events_may_open();
+        let exit = self.run_loop();
+        self.cpu.io = None;
+        Ok(exit)
+    }
+
+    fn signal(&self) -> Arc<dyn VcpuSignal> {
+        self.signal.clone()
+    }
+
+    fn state(&self) -> Result<VcpuState, HypervisorError> {
+        let cpu = &self.cpu;
+        let mut state = VcpuState {
+            rip: cpu.rip,
+            rflags: cpu.rflags(),
+            seg: cpu.seg,
+            tr: cpu.tr,
+            ldtr: cpu.ldtr,
+            gdt: cpu.gdt,
+            idt: cpu.idt,
+            cr0: cpu.cr0,
+            cr2: cpu.cr2,
+            cr3: cpu.cr3,
+            cr4: cpu.cr4,
+            xcr0: cpu.xcr0,
+            efer: cpu.efer,
+            dr: cpu.dr,
+            fpu: cpu.fpu,
+            msrs: cpu.msrs,
+            halted: cpu.halted,
+            interrupt_shadow: cpu.shadow,
+            nmi_blocked: cpu.nmi_blocked,
+            nmi_pending: cpu.nmi_pending,
+            ..VcpuState::default()
+        };
+        state.gpr.copy_from_slice(&cpu.regs[..16]);
+        Ok(state)
+    }
+
+    fn set_state(&mut self, state: &VcpuState) -> Result<(), HypervisorError> {
+        let long_mode = cr0::PE | cr0::PG;
+        if state.cr0 & long_mode != long_mode || state.efer & efer::LMA == 0 {
+            return Err(HypervisorError::BadState("the software CPU runs in long mode only"));
+        }
+        if state.seg[seg::CS].long() && state.seg[seg::CS].big() {
+            return Err(HypervisorError::BadState("CS is both 64-bit and 32-bit"));
+        }
+        let cpu = &mut self.cpu;
+        cpu.regs[..16].copy_from_slice(&state.gpr);
+        cpu.rip = state.rip;
+        cpu.seg = state.seg;
+        cpu.tr = state.tr;
+        cpu.ldtr = state.ldtr;
+        cpu.gdt = state.gdt;
+        cpu.idt = state.idt;
+        cpu.cr0 = state.cr0;
+        cpu.cr2 = state.cr2;
+        cpu.cr3 = state.cr3;
+        cpu.cr4 = state.cr4;
+        cpu.xcr0 = state.xcr0;
+        cpu.efer = state.efer;
+        cpu.dr = state.dr;
+        cpu.fpu = state.fpu;
+        cpu.msrs = state.msrs;
+        cpu.halted = state.halted;
+        cpu.shadow = state.interrupt_shadow;
+        cpu.nmi_blocked = state.nmi_blocked;
+        cpu.nmi_pending = state.nmi_pending;
+        cpu.refresh();
+        cpu.set_rflags(state.rflags);
+        cpu.tlb.flush(true);
+        Ok(())
+    }
+
+    fn instructions(&self) -> Option<u64> {
+        Some(self.cpu.instructions)
+    }
+}

@@ -1,0 +1,123 @@
+//! The software TLB: linear page to host pointer, in three contexts (user, supervisor, supervisor
+//! that may touch user pages).
+//!
+//! An entry's read and write tags are the linear page address when that access may go straight to
+//! RAM, else [`NONE`]. Device memory and pages with decoded code (for writes) never match, so those
+//! accesses take the slow path each time.
+
+#![allow(unsafe_code)]
+
+const ENTRIES: usize = 1024;
+/// A tag that no access can have: not page-aligned.
+const NONE: u64 = 1;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Entry {
+    read: u64,
+    write: u64,
+    /// Host address minus linear address.
+    addend: usize,
+    /// Page in the RAM file, and bit 63: global.
+    page: u64,
+}
+
+const GLOBAL: u64 = 1 << 63;
+const EMPTY: Entry = Entry { read: NONE, write: NONE, addend: 0, page: 0 };
+
+pub(super) struct Tlb {
+    current: *mut Entry,
+    contexts: Box<[[Entry; ENTRIES]; 3]>,
+    /// Grows whenever a mapping may have gone: remembered translations of code are good while it
+    /// is the same.
+    pub(super) generation: u32,
+}
+
+impl Tlb {
+    pub(super) fn new() -> Self {
+        let mut contexts = Box::new([[EMPTY; ENTRIES]; 3]);
+        Self { current: contexts[1].as_mut_ptr(), contexts, generation: 1 }
+    }
+
+    /// Makes context 0 (user), 1 (supervisor) or 2 (supervisor with user pages) the current one.
+    #[inline(always)]
+    pub(super) fn select(&mut self, context: usize) {
+        self.current = self.contexts[context].as_mut_ptr();
+    }
+
+    #[inline(always)]
+    fn entry(&self, va: u64) -> &Entry {
+        // SAFETY: `current` points to ENTRIES entries in `contexts`.
+        unsafe { &*self.current.add((va >> 12) as usize & (ENTRIES - 1)) }
+    }
+
+    /// Host pointer for reading `len` bytes at `va`, when they are in one page that is cached.
+    #[inline(always)]
+    pub(super) fn read_ptr(&self, va: u64, len: u64) -> Option<*const u8> {
+        let e = self.entry(va);
+        // The last byte's page: an access that leaves the page does not match.
+        (e.read == va.wrapping_add(len - 1) & !4095)
+            .then(|| (va as usize).wrapping_add(e.addend) as *const u8)
+    }
+
+    /// Host pointer for writing.
+    #[inline(always)]
+    pub(super) fn write_ptr(&self, va: u64, len: u64) -> Option<*mut u8> {
+        let e = self.entry(va);
+        (e.write == va.wrapping_add(len - 1) & !4095).then(|| (va as usize).wrapping_add(e.addend) as *mut u8)
+    }
+
+    /// Caches a translation in the current context.
+    pub(super) fn fill(
+        &mut self,
+        va: u64,
+        host_page: *mut u8,
+        page: u32,
+        readable: bool,
+        writable: bool,
+        global: bool,
+    ) {
+        let tag = va & !4095;
+        // SAFETY: as in `entry`.
+        let e = unsafe { &mut *self.current.add((va >> 12) as usize & (ENTRIES - 1)) };
+        *e = Entry {
+            read: if readable { tag } else { NONE },
+            write: if writable { tag } else { NONE },
+            addend: (host_page as usize).wrapping_sub(tag as usize),
+            page: page as u64 | if global { GLOBAL } else { 0 },
+        };
+    }
+
+    /// Forgets everything; global pages too if `global`.
+    pub(super) fn flush(&mut self, global: bool) {
+        self.generation = self.generation.wrapping_add(1);
+        for context in self.contexts.iter_mut() {
+            for e in context.iter_mut() {
+                if global || e.page & GLOBAL == 0 {
+                    *e = EMPTY;
+                }
+            }
+        }
+    }
+
+    /// Forgets one linear page in every context.
+    pub(super) fn flush_page(&mut self, va: u64) {
+        self.generation = self.generation.wrapping_add(1);
+        let tag = va & !4095;
+        for context in self.contexts.iter_mut() {
+            let e = &mut context[(va >> 12) as usize & (ENTRIES - 1)];
+            if e.read == tag || e.write == tag {
+                *e = EMPTY;
+            }
+        }
+    }
+
+    /// Sends writes to RAM page `page` to the slow path: it holds decoded code now.
+    pub(super) fn protect(&mut self, page: u32) {
+        for e in self.contexts.iter_mut().flatten() {
+            if e.page & !GLOBAL == page as u64 {
+                e.write = NONE;
+            }
+        }
+    }
+}
