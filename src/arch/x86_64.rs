@@ -265,4 +265,6 @@ pub struct VcpuState {
     pub interrupt_shadow: bool,
     /// An NMI handler is running (until IRET).
     pub nmi_blocked: bool,
+    /// An NMI waits for that IRET.
+    pub nmi_pending: bool,
 }

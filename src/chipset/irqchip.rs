@@ -66,7 +66,8 @@ impl IrqChip {
         self.lapics.get(id as usize).map(|lapic| lapic.clone() as Arc<dyn LocalApic>)
     }
 
-    /// Tells vCPU `id`'s local APIC whom to signal. To be called before the vCPU first runs.
+    /// Tells vCPU `id`'s local APIC whom to signal. To be called before the vCPU first runs. Its
+    /// `attention` is called with locks of the chipset held and must not call back into it.
     pub fn connect(&self, id: u32, signal: Arc<dyn VcpuSignal>) {
         if let Some(lapic) = self.lapics.get(id as usize) {
             lapic.connect(signal);

@@ -15,4 +15,12 @@ pub mod irq;
 pub mod irqchip;
 pub mod lapic;
 pub mod pic;
+pub mod pit;
+pub mod post;
+pub mod reset;
+pub mod rtc;
 pub mod timers;
+pub mod uart;
+
+#[cfg(test)]
+mod fuzz;

@@ -103,7 +103,7 @@ impl ChipState {
 
     /// The most urgent of `bits` as (distance from the highest priority, input).
     fn most_urgent(&self, bits: u8) -> Option<(u8, u8)> {
-        (0..8).map(|d| (d, (self.first + d) & 7)).find(|(_, input)| bits & 1 << input != 0)
+        (0..8).map(|d| (d, self.first.wrapping_add(d) & 7)).find(|(_, input)| bits & 1 << input != 0)
     }
 
     /// The input that asks to be served now.
@@ -235,9 +235,9 @@ impl Pic {
             if let Some(second) = second {
                 secondary.acknowledge(second);
             }
-            secondary.base + second.unwrap_or(7)
+            secondary.base.wrapping_add(second.unwrap_or(7))
         } else {
-            primary.base + input
+            primary.base.wrapping_add(input)
         };
         primary.acknowledge(input);
         self.cascade();

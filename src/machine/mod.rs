@@ -1,3 +1,45 @@
-//! The running computer.
+//! The running computer: what is on its board, its vCPU threads, and how it ends.
+//!
+//! * [`boot`] finds a kernel and lays it into RAM.
+//! * [`Board`] places memory and devices.
+//! * [`Machine`] runs the board: one thread a vCPU, one loop for every backend.
+//! * [`Console`] keeps the tail of what the kernel says and notices its panics.
+//! * [`Ending`] is how a machine ended; it has exactly one.
+//!
+//! A machine is *running*, *paused* or *ended*. It ends by itself (power off, reset, panic, fault of
+//! the backend) or from outside ([`Machine::stop`], its lifetime is over); the first reason counts.
+//! Dropping it stops it. When [`Machine::stop`] or `drop` has returned, no thread of it is left.
 
+mod board;
 pub mod boot;
+mod console;
+mod ending;
+mod run;
+#[cfg(test)]
+mod tests;
+
+pub use board::{Board, BoardConfig, VIRTIO_FIRST_GSI, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
+pub use console::Console;
+pub use ending::Ending;
+pub use run::{Machine, PowerSwitch};
+
+/// Errors of making a machine.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MachineError {
+    /// Kernel, initramfs or command line.
+    #[error(transparent)]
+    Boot(#[from] boot::BootError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Memory(#[from] crate::memory::MemoryError),
+    /// The processors.
+    #[error("hypervisor backend")]
+    Hypervisor(#[from] crate::hypervisor::HypervisorError),
+    /// Two devices want the same addresses.
+    #[error("placing devices")]
+    Bus(#[from] crate::chipset::bus::BusError),
+    /// Threads or other resources of the host.
+    #[error("host resource")]
+    Host(#[from] std::io::Error),
+}

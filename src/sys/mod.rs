@@ -1,4 +1,10 @@
 //! Seams to the host operating system: what differs from one host to the next lives here.
 
 pub mod clock;
+#[cfg(unix)]
+pub(crate) mod input;
+#[cfg(not(unix))]
+#[path = "input_unsupported.rs"]
+pub(crate) mod input;
+pub mod memory;
 pub mod random;

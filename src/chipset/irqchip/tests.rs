@@ -251,3 +251,57 @@ fn vcpu_counts_are_brought_into_range() {
     let most = IrqChip::new(&sim.timers, u32::MAX);
     assert!(most.lapic(254).is_some() && most.lapic(255).is_none());
 }
+
+#[test]
+fn processors_devices_and_timers_at_once_do_not_lock_each_other_up() {
+    use crate::chipset::irq::IrqLine;
+    use crate::chipset::pit::Pit;
+    use crate::sys::clock::Clock;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    let clock = Arc::new(Clock::new());
+    clock.resume();
+    let timers = Timers::new(clock.clone()).unwrap();
+    let chip = IrqChip::new(&timers, 2);
+    let bus = Arc::new(SystemBus::new());
+    chip.attach(&bus).unwrap();
+    let pit = Pit::new(&timers, IrqLine::new(chip.clone(), 0));
+    pit.attach(&bus).unwrap();
+    let (done, all_done) = mpsc::channel();
+    let threads = 4;
+    for n in 0..threads {
+        let (chip, bus, clock, done) = (chip.clone(), bus.clone(), clock.clone(), done.clone());
+        std::thread::spawn(move || {
+            let apic = chip.lapic(n & 1).unwrap();
+            apic.mmio_write(SVR, 0x1ff);
+            apic.mmio_write(0x320, 0x4_00ec);
+            // Channel 0 at its fastest, pin 5 a level to both, the PIC unmasked.
+            bus.port_write(0x43, &[0x14]);
+            bus.port_write(0x40, &[100]);
+            bus.port_write(0x21, &[0]);
+            bus.mmio_write(ioapic::DEFAULT_BASE, &[0x1b]);
+            bus.mmio_write(ioapic::DEFAULT_BASE + 0x10, &0xff00_0000u32.to_le_bytes());
+            for round in 0..20_000u32 {
+                bus.mmio_write(ioapic::DEFAULT_BASE, &[0x1a]);
+                bus.mmio_write(ioapic::DEFAULT_BASE + 0x10, &0x8045u32.to_le_bytes());
+                chip.set_irq(5, round & 1 == 0);
+                chip.set_irq(4, round & 2 == 0);
+                apic.mmio_write(0x300, 0xc_0000 | 0x30 | round & 0x7f);
+                apic.msr_write(0x6e0, clock.now() + u64::from(round & 0xfff));
+                // Not until there are none: a level that nobody lowers meanwhile never ends.
+                for _ in 0..4 {
+                    apic.take_event(true);
+                    apic.mmio_write(EOI, 0);
+                    bus.port_write(0x20, &[0x20]);
+                }
+                apic.mmio_write(EOI, 0);
+                let _ = chip.state();
+            }
+            let _ = done.send(());
+        });
+    }
+    for _ in 0..threads {
+        all_done.recv_timeout(Duration::from_secs(120)).expect("locked up");
+    }
+}

@@ -11,6 +11,7 @@
 //! focus processor, and the arbitration registers (read as zero).
 
 mod spec;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use self::spec::*;
+pub use self::state::LapicState;
+use self::state::{TimerMode, assign, highest, pending, test};
 use super::timers::{TimeSource, Timer, Timers};
 use crate::hypervisor::{LocalApic, LocalEvent, VcpuSignal};
 
@@ -110,63 +113,6 @@ pub(crate) trait Fabric: Send + Sync {
     fn acknowledge_pic(&self) -> Option<u8>;
 }
 
-/// The registers of one local APIC, all that is needed to go on elsewhere.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LapicState {
-    /// APIC id.
-    pub id: u32,
-    /// IA32_APIC_BASE.
-    pub base: u64,
-    /// Task priority.
-    pub tpr: u32,
-    /// Logical destination (xAPIC).
-    pub ldr: u32,
-    /// Destination format (xAPIC).
-    pub dfr: u32,
-    /// Spurious interrupt vector and software enable.
-    pub svr: u32,
-    /// Error status as the guest reads it.
-    pub esr: u32,
-    /// Errors since the guest last wrote the ESR.
-    pub esr_pending: u32,
-    /// Interrupt command.
-    pub icr: u64,
-    /// Timer, thermal, performance, LINT0, LINT1, error.
-    pub lvt: [u32; 6],
-    /// Requested interrupts, a bit per vector.
-    pub irr: [u32; 8],
-    /// Interrupts in service.
-    pub isr: [u32; 8],
-    /// Which of the requested ones are level-triggered.
-    pub tmr: [u32; 8],
-    /// Initial count of the timer.
-    pub timer_initial: u32,
-    /// Divide configuration.
-    pub timer_divide: u32,
-    /// When the timer fires next, in machine time (ns); in TSC-deadline mode the armed deadline.
-    pub deadline: Option<u64>,
-    /// An NMI waits to be taken.
-    pub nmi: bool,
-    /// An INIT waits to be taken.
-    pub init: bool,
-    /// A start-up IPI waits to be taken.
-    pub startup: Option<u8>,
-    /// After INIT: nothing but a start-up IPI counts.
-    pub wait_for_startup: bool,
-    /// Level of the LINT0 pin, which the PIC drives.
-    pub lint0: bool,
-}
-
-/// What waits for the processor, as bits of [`Lapic::pending`].
-mod pending {
-    pub(super) const NMI: u32 = 1;
-    pub(super) const INIT: u32 = 2;
-    pub(super) const STARTUP: u32 = 4;
-    pub(super) const VECTOR: u32 = 8;
-    pub(super) const EXTINT: u32 = 16;
-    pub(super) const UNMASKABLE: u32 = NMI | INIT | STARTUP;
-}
-
 /// The local APIC of one vCPU.
 pub struct Lapic {
     state: Mutex<LapicState>,
@@ -183,203 +129,6 @@ pub struct Lapic {
 impl std::fmt::Debug for Lapic {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Lapic").field(&*self.lock()).finish()
-    }
-}
-
-fn test(bits: &[u32; 8], vector: u8) -> bool {
-    bits[usize::from(vector >> 5)] & 1 << (vector & 31) != 0
-}
-
-fn assign(bits: &mut [u32; 8], vector: u8, value: bool) {
-    let word = &mut bits[usize::from(vector >> 5)];
-    *word = *word & !(1 << (vector & 31)) | u32::from(value) << (vector & 31);
-}
-
-fn highest(bits: &[u32; 8]) -> Option<u8> {
-    bits.iter().rposition(|w| *w != 0).map(|i| (i as u32 * 32 + bits[i].ilog2()) as u8)
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TimerMode {
-    OneShot,
-    Periodic,
-    Deadline,
-    Reserved,
-}
-
-impl LapicState {
-    /// The state at power-on. The boot processor starts in virtual wire mode, as firmware leaves
-    /// it: the PIC through LINT0, NMI on LINT1. The others wait for a start-up IPI.
-    pub fn power_on(id: u32, boot: bool) -> Self {
-        let mut state = Self {
-            id,
-            base: DEFAULT_BASE | BASE_ENABLED | if boot { BASE_BSP } else { 0 },
-            tpr: 0,
-            ldr: 0,
-            dfr: u32::MAX,
-            svr: 0xff,
-            esr: 0,
-            esr_pending: 0,
-            icr: 0,
-            lvt: [LVT_MASKED; 6],
-            irr: [0; 8],
-            isr: [0; 8],
-            tmr: [0; 8],
-            timer_initial: 0,
-            timer_divide: 0,
-            deadline: None,
-            nmi: false,
-            init: false,
-            startup: None,
-            wait_for_startup: !boot,
-            lint0: false,
-        };
-        if boot {
-            state.lvt[LINT0] = LVT_EXTINT;
-            state.lvt[LINT1] = LVT_NMI;
-        }
-        state
-    }
-
-    /// Registers back to power-on; id, base and pins stay.
-    fn reset_registers(&mut self) {
-        let boot = self.base & BASE_BSP != 0;
-        let (base, lint0) = (self.base, self.lint0);
-        *self = Self { base, lint0, wait_for_startup: false, ..Self::power_on(self.id, boot) };
-    }
-
-    fn enabled(&self) -> bool {
-        self.base & BASE_ENABLED != 0
-    }
-
-    fn x2apic(&self) -> bool {
-        self.base & BASE_X2APIC != 0
-    }
-
-    fn software_enabled(&self) -> bool {
-        self.svr & SVR_ENABLED != 0
-    }
-
-    fn ppr(&self) -> u32 {
-        let in_service = highest(&self.isr).map_or(0, |v| u32::from(v) & 0xf0);
-        if self.tpr & 0xf0 >= in_service { self.tpr } else { in_service }
-    }
-
-    /// The vector to be delivered now, if its class is above the processor's priority.
-    fn deliverable(&self) -> Option<u8> {
-        if !self.enabled() {
-            return None;
-        }
-        highest(&self.irr).filter(|v| u32::from(v & 0xf0) > self.ppr() & 0xf0)
-    }
-
-    fn extint(&self) -> bool {
-        let lint0 = self.lvt[LINT0];
-        self.lint0
-            && self.base & BASE_BSP != 0
-            && (!self.enabled() || lint0 & LVT_MASKED == 0 && lint0 & 0x700 == LVT_EXTINT)
-    }
-
-    fn pending(&self) -> u32 {
-        let mut bits = if self.init { pending::INIT } else { 0 };
-        if self.wait_for_startup {
-            return bits | if self.startup.is_some() { pending::STARTUP } else { 0 };
-        }
-        if self.nmi {
-            bits |= pending::NMI;
-        }
-        if self.extint() {
-            bits |= pending::EXTINT;
-        }
-        if self.deliverable().is_some() {
-            bits |= pending::VECTOR;
-        }
-        bits
-    }
-
-    fn logical_id(&self) -> u32 {
-        if self.x2apic() { (self.id >> 4) << 16 | 1 << (self.id & 15) } else { self.ldr }
-    }
-
-    /// Whether a physical or logical destination means this APIC.
-    fn matches(&self, destination: Destination) -> bool {
-        if !self.enabled() {
-            return false;
-        }
-        match destination {
-            Destination::Physical(id) => id == BROADCAST || id == self.id,
-            Destination::Logical(BROADCAST) => true,
-            Destination::Logical(mask) if self.x2apic() => {
-                let own = self.logical_id();
-                mask >> 16 == own >> 16 && mask & own & 0xffff != 0
-            }
-            Destination::Logical(mask) => {
-                let own = self.ldr >> 24;
-                match self.dfr >> 28 {
-                    0xf => mask <= 0xff && mask & own != 0,
-                    0 => mask >> 4 == own >> 4 && mask & own & 0xf != 0,
-                    _ => false,
-                }
-            }
-            Destination::Myself | Destination::All | Destination::Others => false,
-        }
-    }
-
-    fn timer_mode(&self) -> TimerMode {
-        match self.lvt[TIMER] >> 17 & 3 {
-            0 => TimerMode::OneShot,
-            1 => TimerMode::Periodic,
-            2 => TimerMode::Deadline,
-            _ => TimerMode::Reserved,
-        }
-    }
-
-    fn divisor(&self) -> u64 {
-        let bits = self.timer_divide & 3 | self.timer_divide >> 1 & 4;
-        if bits == 7 { 1 } else { 2 << bits }
-    }
-
-    fn period(&self) -> u64 {
-        u64::from(self.timer_initial) * self.divisor()
-    }
-
-    fn current_count(&self, now: u64) -> u32 {
-        match self.deadline {
-            Some(deadline) if self.timer_mode() != TimerMode::Deadline => {
-                let left = deadline.saturating_sub(now).div_ceil(self.divisor());
-                left.min(u64::from(self.timer_initial)) as u32
-            }
-            _ => 0,
-        }
-    }
-
-    fn record_error(&mut self, bit: u32) {
-        self.esr_pending |= bit;
-        let lvt = self.lvt[ERROR];
-        if lvt & LVT_MASKED == 0 && lvt & 0xff >= 16 {
-            self.request(lvt as u8, false);
-        }
-    }
-
-    /// Sets a vector in the IRR. Returns whether it was accepted.
-    fn request(&mut self, vector: u8, level: bool) -> bool {
-        if !self.enabled() || !self.software_enabled() {
-            return false;
-        }
-        if vector < 16 {
-            self.record_error(ESR_RECEIVED_ILLEGAL_VECTOR);
-            return false;
-        }
-        assign(&mut self.irr, vector, true);
-        assign(&mut self.tmr, vector, level);
-        true
-    }
-
-    fn fire_local(&mut self, entry: usize) {
-        let lvt = self.lvt[entry];
-        if lvt & LVT_MASKED == 0 {
-            self.request(lvt as u8, false);
-        }
     }
 }
 
@@ -414,7 +163,8 @@ impl Lapic {
         })
     }
 
-    /// Names the vCPU to signal. To be called once, before the vCPU first runs.
+    /// Names the vCPU to signal. To be called once, before the vCPU first runs. `attention` is
+    /// called with locks of the chipset held and must not call back into it.
     pub fn connect(&self, signal: Arc<dyn VcpuSignal>) {
         // A second call would mean a second vCPU with this APIC: the first one keeps it.
         let _ = self.signal.set(signal);
@@ -426,10 +176,10 @@ impl Lapic {
         self.lock().clone()
     }
 
-    /// Replaces the registers and arms the timer accordingly.
+    /// Replaces the registers, all but the id, and arms the timer accordingly.
     pub fn set_state(&self, state: LapicState) {
         let mut current = self.lock();
-        *current = state;
+        *current = LapicState { id: current.id, ..state };
         let deadline = current.deadline;
         self.set_deadline(&mut current, deadline);
         self.publish(&current);
@@ -769,6 +519,8 @@ impl LocalApic for Lapic {
         } else if bits & pending::EXTINT != 0 {
             drop(state);
             return self.fabric.upgrade()?.acknowledge_pic().map(LocalEvent::Interrupt);
+        } else if bits & pending::VECTOR == 0 {
+            return None;
         } else {
             let vector = state.deliverable()?;
             assign(&mut state.irr, vector, false);

@@ -200,10 +200,14 @@ fn init_and_startup_bring_a_processor_up() {
     assert_eq!(ap.mmio_read(LVT_TIMER), LVT_MASKED);
     assert_eq!(ap.mmio_read(ID), 1 << 24);
     send(0x0400);
+    ap.mmio_write(SVR, 0x1ff);
+    send(0x0040);
     assert!(!ap.has_event(true), "an NMI waits for start-up");
+    assert_eq!(ap.take_event(true), None);
     send(0x0610);
     assert_eq!(ap.take_event(false), Some(LocalEvent::Startup(0x10)));
     assert_eq!(ap.take_event(false), Some(LocalEvent::Nmi));
+    assert_eq!(ap.take_event(true), int(0x40));
 }
 
 #[test]

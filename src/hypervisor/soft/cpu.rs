@@ -75,6 +75,8 @@ pub(super) struct Cpu {
     /// Interrupts are held off until one more instruction has run.
     pub(super) shadow: bool,
     pub(super) nmi_blocked: bool,
+    /// An NMI waits for the running handler's IRET.
+    pub(super) nmi_pending: bool,
     pub(super) fault: Exception,
     pub(super) fpu: FpuState,
     pub(super) seg: [Segment; 6],
@@ -132,6 +134,7 @@ impl Cpu {
             halted: false,
             shadow: false,
             nmi_blocked: false,
+            nmi_pending: false,
             fault: Exception::default(),
             fpu: FpuState::default(),
             seg: [Segment::default(); 6],

@@ -208,13 +208,16 @@ impl SoftVcpu {
                 self.cpu.halted = false;
                 self.cpu.deliver_external(v)?;
             }
-            Some(LocalEvent::Nmi) if !self.cpu.nmi_blocked => {
-                self.cpu.halted = false;
-                self.cpu.nmi_blocked = true;
-                self.cpu.deliver_external(vector::NMI)?;
-            }
+            Some(LocalEvent::Nmi) => self.cpu.nmi_pending = true,
             // With one vCPU there is nobody to start, and INIT to oneself is not a thing kernels do.
-            Some(LocalEvent::Nmi | LocalEvent::Init | LocalEvent::Startup(_)) | None => {}
+            Some(LocalEvent::Init | LocalEvent::Startup(_)) | None => {}
+        }
+        // One that comes while another is handled waits for the handler's IRET.
+        if self.cpu.nmi_pending && !self.cpu.nmi_blocked {
+            self.cpu.nmi_pending = false;
+            self.cpu.nmi_blocked = true;
+            self.cpu.halted = false;
+            self.cpu.deliver_external(vector::NMI)?;
         }
         // Another may wait behind it.
         self.cpu.events_may_open();
@@ -349,6 +352,7 @@ impl Vcpu for SoftVcpu {
             halted: cpu.halted,
             interrupt_shadow: cpu.shadow,
             nmi_blocked: cpu.nmi_blocked,
+            nmi_pending: cpu.nmi_pending,
             ..VcpuState::default()
         };
         state.gpr.copy_from_slice(&cpu.regs[..16]);
@@ -383,6 +387,7 @@ impl Vcpu for SoftVcpu {
         cpu.halted = state.halted;
         cpu.shadow = state.interrupt_shadow;
         cpu.nmi_blocked = state.nmi_blocked;
+        cpu.nmi_pending = state.nmi_pending;
         cpu.refresh();
         cpu.set_rflags(state.rflags);
         cpu.tlb.flush(true);

@@ -20,8 +20,9 @@ impl Cpu {
 
     /// After something that may have let events in: has them looked at before the next block.
     pub(super) fn events_may_open(&self) {
+        let waiting = self.nmi_pending && !self.nmi_blocked;
         if let Some(apic) = &self.apic
-            && apic.has_event(self.interrupts_enabled())
+            && (waiting || apic.has_event(self.interrupts_enabled()))
         {
             self.attention.fetch_or(attention::EVENT, std::sync::atomic::Ordering::SeqCst);
         }

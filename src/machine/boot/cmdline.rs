@@ -26,6 +26,9 @@ pub struct CommandLine {
     pub console: Console,
     /// All kernel messages; else only warnings and worse.
     pub dmesg: bool,
+    /// The frequency of the time-stamp counter in kHz, for a processor whose guest cannot learn it
+    /// another way: with these ACPI tables there is no timer to calibrate against.
+    pub tsc_khz: Option<u64>,
     /// Arguments of the caller, put last.
     pub extra: Vec<String>,
 }
@@ -35,7 +38,6 @@ const BASE: &[&str] = &[
     // A panic or reboot must end the machine at once, by the i8042 and else by a triple fault.
     "panic=-1",
     "reboot=k",
-    "nokaslr",
     "mitigations=off",
     "randomize_kstack_offset=off",
     "init_on_alloc=0",
@@ -49,7 +51,6 @@ const BASE: &[&str] = &[
     "8250.nr_uarts=1",
     "audit=0",
     "apparmor=0",
-    "selinux=0",
     "numa=off",
     "kfence.sample_interval=0",
     "net.ifnames=0",
@@ -58,7 +59,7 @@ const BASE: &[&str] = &[
 impl CommandLine {
     /// A quiet one on `console`.
     pub fn new(console: Console) -> Self {
-        Self { console, dmesg: false, extra: Vec::new() }
+        Self { console, dmesg: false, tsc_khz: None, extra: Vec::new() }
     }
 
     /// The text, without the closing NUL. Errors when it is longer than [`MAX_LEN`] or an argument
@@ -72,8 +73,9 @@ impl CommandLine {
             Console::Virtio => &[early, "console=hvc0"],
         };
         let level: &[&str] = if self.dmesg { &["loglevel=8"] } else { &["quiet"] };
+        let tsc = self.tsc_khz.map(|khz| format!("tsc_early_khz={khz}"));
         let extra = self.extra.iter().map(String::as_str);
-        for argument in console.iter().chain(level).chain(BASE).copied().chain(extra) {
+        for argument in console.iter().chain(level).chain(BASE).copied().chain(tsc.as_deref()).chain(extra) {
             line.insert_str(argument).map_err(refused)?;
         }
         let text = line.as_cstring().map_err(refused)?;

@@ -1,30 +1,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
+use super::super::fixtures::tiny_elf;
 use super::*;
-
-/// A minimal ELF kernel: one segment with `code` at 16 MiB.
-pub(super) fn tiny_elf(code: &[u8]) -> Vec<u8> {
-    let mut elf = vec![0u8; 120];
-    elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-    let mut put = |at: usize, n: usize, value: u64| elf[at..at + n].copy_from_slice(&value.to_le_bytes()[..n]);
-    put(16, 2, 2);
-    put(18, 2, 62);
-    put(20, 4, 1);
-    put(24, 8, 0x100_0000);
-    put(32, 8, 64);
-    put(52, 2, 64);
-    put(54, 2, 56);
-    put(56, 2, 1);
-    put(64, 4, 1);
-    put(68, 4, 5);
-    put(72, 8, 120);
-    put(80, 8, 0x100_0000);
-    put(88, 8, 0x100_0000);
-    put(96, 8, code.len() as u64);
-    put(104, 8, code.len() as u64 + 0x5000);
-    elf.extend_from_slice(code);
-    elf
-}
 
 fn machine() -> acpi::Description {
     acpi::Description {

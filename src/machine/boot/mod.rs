@@ -17,6 +17,8 @@ pub mod acpi;
 pub mod cmdline;
 mod error;
 pub mod image;
+#[cfg(test)]
+mod fixtures;
 pub mod initramfs;
 pub mod loader;
 pub mod modules;

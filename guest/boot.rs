@@ -1,0 +1,100 @@
+//! What PID 1 does before anything else: file systems, kernel modules, name, loopback, limits.
+//!
+//! All of it is best effort. What is missing shows where it is used; a guest without, say, IPv4 still
+//! runs commands. Failures that matter are written to the console.
+//!
+//! `/cc/config` holds `key=value` lines; `hostname` is known. `/cc/modules` names one uncompressed
+//! kernel module a line, in loading order.
+
+use alloc::ffi::CString;
+use alloc::vec::Vec;
+use core::ffi::CStr;
+
+use crate::log;
+use crate::sys::{self, Errno};
+
+const NOSUID: usize = 2;
+const NODEV: usize = 4;
+const NOEXEC: usize = 8;
+
+/// Largest configuration file that is read.
+const MAX_FILE: usize = 1024 * 1024;
+
+pub(crate) fn prepare() {
+    sys::umask(0o022);
+    mount_if_absent(c"proc", c"/proc", NOSUID | NODEV | NOEXEC, c"");
+    mount_if_absent(c"sysfs", c"/sys", NOSUID | NODEV | NOEXEC, c"");
+    mount_if_absent(c"devtmpfs", c"/dev", NOSUID, c"mode=0755");
+    mount_if_absent(c"devpts", c"/dev/pts", NOSUID | NOEXEC, c"mode=0620,gid=5,ptmxmode=0666");
+    mount_if_absent(c"tmpfs", c"/dev/shm", NOSUID | NODEV, c"mode=1777");
+    mount_if_absent(c"tmpfs", c"/tmp", NOSUID | NODEV, c"mode=1777");
+    mount_if_absent(c"tmpfs", c"/run", NOSUID | NODEV, c"mode=0755");
+    for (target, path) in [
+        (c"/proc/self/fd", c"/dev/fd"),
+        (c"/proc/self/fd/0", c"/dev/stdin"),
+        (c"/proc/self/fd/1", c"/dev/stdout"),
+        (c"/proc/self/fd/2", c"/dev/stderr"),
+    ] {
+        let _ = sys::symlink(target, path);
+    }
+    open_standard_streams();
+    let _ = sys::setsid();
+    // Three pipe ends a command; commands get limits of their own.
+    let _ = sys::limit_files(65536, 524_288);
+    load_modules();
+    let config = read_file(c"/cc/config").unwrap_or_default();
+    let hostname = config.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"hostname="));
+    if let Err(e) = sys::sethostname(hostname.unwrap_or(b"localhost")) {
+        log(format_args!("cannot set the host name: errno {}", e.0));
+    }
+    let _ = sys::loopback_up();
+}
+
+fn mount_if_absent(kind: &CStr, at: &CStr, flags: usize, options: &CStr) {
+    match sys::mkdir(at, 0o755) {
+        Ok(()) => {}
+        Err(sys::EEXIST) if is_mount_point(at) => return,
+        Err(_) => {}
+    }
+    if let Err(e) = sys::mount(kind, at, flags, options) {
+        log(format_args!("cannot mount {}: errno {}", at.to_str().unwrap_or("?"), e.0));
+    }
+}
+
+fn is_mount_point(at: &CStr) -> bool {
+    let path = at.to_bytes();
+    let parent = match path.iter().rposition(|b| *b == b'/') {
+        None | Some(0) => c"/".into(),
+        Some(n) => CString::new(&path[..n]).unwrap_or_default(),
+    };
+    sys::device_of(at).ok() != sys::device_of(&parent).ok()
+}
+
+/// The kernel starts PID 1 without standard streams when the root has no console device.
+fn open_standard_streams() {
+    loop {
+        let fd = sys::open(c"/dev/console", sys::O_RDWR).or_else(|_| sys::open(c"/dev/null", sys::O_RDWR));
+        match fd {
+            Ok(fd) if fd.raw() < 3 => core::mem::forget(fd),
+            _ => return,
+        }
+    }
+}
+
+fn load_modules() {
+    let Ok(list) = read_file(c"/cc/modules") else { return };
+    for path in list.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+        let Ok(path) = CString::new(path) else { continue };
+        match sys::open(&path, sys::O_RDONLY).and_then(|file| sys::load_module(&file)) {
+            Ok(()) | Err(sys::EEXIST) => {}
+            Err(e) => log(format_args!("cannot load {}: errno {}", path.to_str().unwrap_or("?"), e.0)),
+        }
+    }
+}
+
+fn read_file(path: &CStr) -> Result<Vec<u8>, Errno> {
+    let file = sys::open(path, sys::O_RDONLY)?;
+    let mut bytes = Vec::new();
+    while bytes.len() < MAX_FILE && file.read_onto(&mut bytes, 4096)? > 0 {}
+    Ok(bytes)
+}

@@ -1,0 +1,148 @@
+//! Starting a process: pipes, then a child that borrows our memory until it has called `exec`, so that
+//! nothing of the agent is copied.
+
+use alloc::ffi::CString;
+use alloc::vec::Vec;
+use core::cell::{Cell, UnsafeCell};
+use core::ffi::CStr;
+use core::ptr;
+
+use crate::protocol::{Mode, Spawn};
+use crate::sys::{self, Errno, Fd, Result};
+
+/// Where programs are looked up when the command's environment has no `PATH`.
+const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A process that has been started, and our ends of its pipes.
+pub(crate) struct Started {
+    pub(crate) pid: i32,
+    /// Its process group.
+    pub(crate) group: i32,
+    pub(crate) pipes: [Option<Fd>; 3],
+}
+
+const STACK: usize = 64 * 1024;
+
+#[repr(C, align(16))]
+struct Stack(UnsafeCell<[u8; STACK]>);
+
+// SAFETY: only the one child between vfork and exec uses it, while the only thread stands still.
+unsafe impl Sync for Stack {}
+
+static CHILD_STACK: Stack = Stack(UnsafeCell::new([0; STACK]));
+
+/// All that the child needs, made before it exists: it must not allocate.
+struct Plan<'a> {
+    spawn: &'a Spawn<'a>,
+    candidates: Vec<CString>,
+    argv: Vec<*const i8>,
+    env: Vec<*const i8>,
+    stdio: [i32; 3],
+    own_limits: bool,
+    failure: Cell<i32>,
+}
+
+/// Starts `spawn`. `null` is an open `/dev/null`; `own_limits` gives it the usual limit of open files
+/// in place of ours. The error is exactly what kept it from running.
+pub(crate) fn start(spawn: &Spawn<'_>, null: &Fd, own_limits: bool) -> Result<Started> {
+    let mut pipes = [None, None, None];
+    let mut theirs = [None, None, None];
+    for (n, mode) in spawn.stdio.iter().enumerate() {
+        if *mode == Mode::Piped {
+            let (read, write) = sys::pipe()?;
+            let (our, their) = if n == 0 { (write, read) } else { (read, write) };
+            our.set_nonblocking()?;
+            (pipes[n], theirs[n]) = (Some(our), Some(their));
+        }
+    }
+    let plan = Plan {
+        spawn,
+        candidates: candidates(spawn),
+        argv: pointers(&spawn.argv),
+        env: pointers(&spawn.env),
+        stdio: [0, 1, 2].map(|n: usize| theirs[n].as_ref().unwrap_or(null).raw()),
+        own_limits,
+        failure: Cell::new(0),
+    };
+    // SAFETY: one past the end of the stack's memory, which is 16-aligned as its size is.
+    let top = unsafe { CHILD_STACK.0.get().cast::<u8>().add(STACK) };
+    // SAFETY: `child` never returns, allocates nothing and changes only `failure`.
+    let pid = unsafe { sys::vfork_on(top, child, (&raw const plan).cast_mut().cast()) }?;
+    // SAFETY: `plan` is alive; volatile since the child wrote it behind the compiler's back.
+    match unsafe { plan.failure.as_ptr().read_volatile() } {
+        0 => {}
+        errno => return Err(Errno(errno)),
+    }
+    let group = match spawn.process_group {
+        group if group > 0 && !spawn.new_session => group,
+        _ => pid,
+    };
+    Ok(Started { pid, group, pipes })
+}
+
+/// The files to try in turn, as `execvp` does.
+fn candidates(spawn: &Spawn<'_>) -> Vec<CString> {
+    let program = spawn.program.to_bytes();
+    if program.is_empty() || program.contains(&b'/') {
+        return [CString::from(spawn.program)].into();
+    }
+    let path = spawn.env.iter().find_map(|e| e.to_bytes().strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH);
+    path.split(|b| *b == b':')
+        .filter_map(|dir| {
+            let dir = if dir.is_empty() { b"." } else { dir };
+            CString::new([dir, b"/", program].concat()).ok()
+        })
+        .collect()
+}
+
+fn pointers(list: &[&CStr]) -> Vec<*const i8> {
+    list.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
+}
+
+extern "C" fn child(arg: *mut u8) -> ! {
+    // SAFETY: `start` passes a plan that outlives this call.
+    let plan = unsafe { &*arg.cast::<Plan<'_>>() };
+    let Err(errno) = become_command(plan);
+    // SAFETY: as above; volatile since the parent reads it from another process.
+    unsafe { plan.failure.as_ptr().write_volatile(errno.0) };
+    sys::exit(127)
+}
+
+fn become_command(plan: &Plan<'_>) -> Result<core::convert::Infallible> {
+    let spawn = plan.spawn;
+    if spawn.new_session {
+        sys::setsid()?;
+    } else {
+        sys::setpgid(0, spawn.process_group)?;
+    }
+    for (n, fd) in plan.stdio.iter().enumerate() {
+        sys::dup_to(*fd, n as i32)?;
+    }
+    if plan.own_limits {
+        sys::limit_files(1024, 524_288)?;
+    }
+    match (&spawn.groups, spawn.uid) {
+        (Some(groups), _) => sys::setgroups(groups)?,
+        // As std: a user who is not told its groups has none of the agent's.
+        (None, Some(_)) if sys::is_root() => sys::setgroups(&[])?,
+        _ => {}
+    }
+    if let Some(gid) = spawn.gid {
+        sys::setgid(gid)?;
+    }
+    if let Some(uid) = spawn.uid {
+        sys::setuid(uid)?;
+    }
+    sys::chdir(spawn.cwd.unwrap_or(c"/"))?;
+    sys::set_signal_mask(0);
+    let mut error = sys::ENOENT;
+    for path in &plan.candidates {
+        // SAFETY: both lists were made by `pointers` from strings that are still there.
+        match unsafe { sys::exec(path, plan.argv.as_ptr(), plan.env.as_ptr()) } {
+            sys::EACCES => error = sys::EACCES,
+            sys::ENOENT | sys::ENOTDIR if plan.candidates.len() > 1 => {}
+            other => return Err(other),
+        }
+    }
+    Err(error)
+}

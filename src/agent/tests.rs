@@ -1,0 +1,416 @@
+//! The protocol against itself, and each side against bytes that make no sense.
+
+use std::ffi::{CStr, CString};
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Stdio;
+use std::time::Duration;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::protocol::*;
+use super::testing::{HostAgent, start_process};
+use super::{BINARY, Client};
+
+fn frame(message: &Message<'_>, stream: u32) -> Vec<u8> {
+    let mut out = Vec::new();
+    message.encode(stream, &mut out);
+    out
+}
+
+/// Feeds `bytes` in pieces of `piece` and gives each message to `each`.
+fn decode_all(bytes: &[u8], piece: usize, mut each: impl FnMut(u32, Message<'_>)) -> Result<(), Error> {
+    let mut decoder = Decoder::new();
+    for piece in bytes.chunks(piece) {
+        let mut rest = piece;
+        while !rest.is_empty() {
+            let spare = decoder.spare()?;
+            let n = rest.len().min(spare.len());
+            spare[..n].copy_from_slice(&rest[..n]);
+            decoder.advance(n);
+            rest = &rest[n..];
+            while let Some(frame) = decoder.next()? {
+                each(frame.stream, Message::decode(&frame)?);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn string() -> impl Strategy<Value = CString> {
+    vec(1u8..=255, 0..40).prop_map(|bytes| CString::new(bytes).unwrap())
+}
+
+fn mode() -> impl Strategy<Value = Mode> {
+    prop_oneof![Just(Mode::Null), Just(Mode::Piped)]
+}
+
+fn channel() -> impl Strategy<Value = Channel> {
+    prop_oneof![Just(Channel::Stdin), Just(Channel::Stdout), Just(Channel::Stderr)]
+}
+
+proptest! {
+    #[test]
+    fn spawn_round_trips(
+        program in string(),
+        argv in vec(string(), 0..20),
+        env in vec(string(), 0..20),
+        cwd in proptest::option::of(string()),
+        stdio in [mode(), mode(), mode()],
+        ids in (any::<Option<u32>>(), any::<Option<u32>>(), proptest::option::of(vec(any::<u32>(), 0..9))),
+        group in any::<i32>(),
+        new_session in any::<bool>(),
+        stream in any::<u32>(),
+        piece in 1usize..500,
+    ) {
+        let borrow = |list: &'_ [CString]| -> Vec<CString> { list.to_vec() };
+        let (argv, env) = (borrow(&argv), borrow(&env));
+        let spawn = Spawn {
+            program: &program,
+            argv: argv.iter().map(|s| &**s).collect::<Vec<&CStr>>(),
+            env: env.iter().map(|s| &**s).collect(),
+            cwd: cwd.as_deref(),
+            stdio,
+            uid: ids.0,
+            gid: ids.1,
+            groups: ids.2,
+            process_group: group,
+            new_session,
+        };
+        let message = Message::Spawn(spawn);
+        let mut seen = 0;
+        decode_all(&frame(&message, stream), piece, |id, got| {
+            assert_eq!((id, &got), (stream, &message));
+            seen += 1;
+        }).unwrap();
+        prop_assert_eq!(seen, 1);
+    }
+
+    #[test]
+    fn messages_round_trip(
+        n in any::<u64>(),
+        channel in channel(),
+        bytes in vec(any::<u8>(), 0..2000),
+        stream in any::<u32>(),
+        piece in 1usize..3000,
+    ) {
+        let (u, i) = (n as u32, n as i32);
+        let exited = Exited { status: i, user_us: n, system_us: !n, max_rss_kib: n / 3 };
+        let messages = [
+            Message::Hello(n as u16), Message::Spawned(u), Message::SpawnFailed(i),
+            Message::Data(channel, &bytes), Message::Eof(channel), Message::Credit(channel, u),
+            Message::Close(channel), Message::Discard(channel), Message::Drained(channel),
+            Message::Signal(i), Message::Exited(exited), Message::Ping(n), Message::Pong(n),
+            Message::Shutdown(Ending::Restart, u), Message::Shutdown(Ending::PowerOff, u),
+            Message::SetTime(n), Message::Reseed(&bytes), Message::SetHostname(&bytes), Message::Reply(i),
+        ];
+        let all: Vec<u8> = messages.iter().flat_map(|m| frame(m, stream)).collect();
+        let mut expected = messages.iter();
+        decode_all(&all, piece, |id, got| {
+            assert_eq!((id, Some(&got)), (stream, expected.next()));
+        }).unwrap();
+        prop_assert!(expected.next().is_none());
+        let mut data = data_header(stream, channel, bytes.len()).to_vec();
+        data.extend(&bytes);
+        prop_assert_eq!(data, frame(&Message::Data(channel, &bytes), stream));
+    }
+
+    #[test]
+    fn any_bytes_decode_or_fail(bytes in vec(any::<u8>(), 0..4000), piece in 1usize..4000) {
+        let _ = decode_all(&bytes, piece, |_, _| {});
+    }
+
+    #[test]
+    fn any_payload_decodes_or_fails(kind in 0u8..25, payload in vec(prop_oneof![Just(0), 0u8..6, any::<u8>()], 0..300)) {
+        let _ = decode_all(&raw_frame(kind, 7, &payload), 4096, |_, message| {
+            if let Message::Spawn(spawn) = message {
+                assert!(spawn.argv.capacity() + spawn.env.capacity() <= payload.len());
+            }
+        });
+    }
+}
+
+fn raw_frame(kind: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut out = (payload.len() as u32).to_le_bytes().to_vec();
+    out.extend(stream.to_le_bytes());
+    out.push(kind);
+    out.extend(payload);
+    out
+}
+
+#[test]
+fn an_announced_length_is_not_an_allocation() {
+    let mut decoder = Decoder::new();
+    let mut header = vec![0, 0, 0x40, 0, 1, 0, 0, 0, 2];
+    header[..4].copy_from_slice(&(MAX_SPAWN as u32).to_le_bytes());
+    let spare = decoder.spare().unwrap();
+    spare[..9].copy_from_slice(&header);
+    decoder.advance(9);
+    assert_eq!(decoder.next(), Ok(None));
+    assert!(decoder.spare().unwrap().len() < 4 * MAX_DATA);
+    let too_long = [&(MAX_SPAWN as u32 + 1).to_le_bytes()[..], &header[4..]].concat();
+    assert_eq!(decode_all(&too_long, 9, |_, _| {}), Err(Error::TooLong));
+    let too_long = [&(MAX_PAYLOAD as u32 + 1).to_le_bytes()[..], &[1, 0, 0, 0, 5]].concat();
+    assert_eq!(decode_all(&too_long, 9, |_, _| {}), Err(Error::TooLong));
+}
+
+#[test]
+fn the_agent_is_small_and_static() {
+    assert!((10_000..150 * 1024).contains(&BINARY.len()), "{} bytes", BINARY.len());
+    assert_eq!(&BINARY[..6], b"\x7fELF\x02\x01");
+    // Program headers: none asks for an interpreter or is dynamic.
+    let at = u64::from_le_bytes(BINARY[32..40].try_into().unwrap()) as usize;
+    let count = u16::from_le_bytes(BINARY[56..58].try_into().unwrap()) as usize;
+    for n in 0..count {
+        let kind = u32::from_le_bytes(BINARY[at + 56 * n..][..4].try_into().unwrap());
+        assert!(kind != 2 && kind != 3, "program header of type {kind}");
+    }
+}
+
+/// Gives an agent `bytes` and says how it ended. A panic is 101.
+fn agent_given(bytes: &[u8]) -> Option<i32> {
+    let (mut process, mut socket) = start_process(Stdio::null());
+    socket.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
+    // It may have closed the connection before it has all.
+    let _ = socket.write_all(bytes);
+    let _ = socket.shutdown(Shutdown::Write);
+    let _ = socket.read_to_end(&mut Vec::new());
+    process.wait().unwrap().code()
+}
+
+fn hello() -> Vec<u8> {
+    frame(&Message::Hello(VERSION), 0)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn the_agent_survives_any_bytes(bytes in vec(any::<u8>(), 0..3000), greeted in any::<bool>()) {
+        let all = [if greeted { hello() } else { Vec::new() }, bytes].concat();
+        prop_assert_eq!(agent_given(&all), Some(0));
+    }
+
+    #[test]
+    fn the_agent_survives_any_frames(
+        frames in vec((1u8..20, 0u32..3, vec(prop_oneof![Just(0), 0u8..6, any::<u8>()], 0..40)), 0..30)
+    ) {
+        let spawn = |id| {
+            let argv = vec![c"cat"];
+            let stdio = [Mode::Piped; 3];
+            let spawn = Spawn { program: c"/bin/cat", argv, env: vec![], cwd: None, stdio, uid: None,
+                gid: None, groups: None, process_group: 0, new_session: false };
+            frame(&Message::Spawn(spawn), id)
+        };
+        // A shutdown's grace would only make this slow.
+        let frames = frames.iter().filter(|f| f.0 != 15).flat_map(|(k, s, p)| raw_frame(*k, *s, p));
+        let all: Vec<u8> = [hello(), spawn(1), spawn(2)].concat().into_iter().chain(frames).collect();
+        prop_assert_eq!(agent_given(&all), Some(0));
+    }
+
+    #[test]
+    fn the_client_survives_any_bytes(bytes in vec(any::<u8>(), 0..3000), greeted in any::<bool>()) {
+        let all = [if greeted { hello() } else { Vec::new() }, bytes].concat();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(&all).unwrap();
+        theirs.shutdown(Shutdown::Write).unwrap();
+        let client = Client::connect(ours.try_clone().unwrap(), ours, Duration::from_secs(30));
+        if let Ok(client) = client {
+            client.join();
+            prop_assert!(client.is_ended());
+        }
+    }
+}
+
+#[test]
+fn the_agent_drops_a_host_that_overruns_a_window() {
+    let argv = vec![c"sleep", c"1000"];
+    let stdio = [Mode::Piped, Mode::Null, Mode::Null];
+    let spawn = Spawn {
+        program: c"/bin/sleep",
+        argv,
+        env: vec![],
+        cwd: None,
+        stdio,
+        uid: None,
+        gid: None,
+        groups: None,
+        process_group: 0,
+        new_session: false,
+    };
+    let mut all = [hello(), frame(&Message::Spawn(spawn), 1)].concat();
+    for _ in 0..100 {
+        all.extend(frame(&Message::Data(Channel::Stdin, &[0; MAX_DATA]), 1));
+    }
+    let (mut process, mut socket) = start_process(Stdio::null());
+    let sent = socket.write_all(&all);
+    let _ = socket.read_to_end(&mut Vec::new());
+    assert_eq!(process.wait().unwrap().code(), Some(0));
+    // It was the agent that hung up: a connection that stays open would have swallowed all.
+    assert!(sent.is_err(), "6 MiB were taken for a command that reads nothing");
+}
+
+/// A client whose agent says what `talk` writes after the greeting.
+fn client_of(talk: impl FnOnce(&mut UnixStream) + Send + 'static) -> std::sync::Arc<Client> {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    std::thread::spawn(move || {
+        theirs.write_all(&hello()).unwrap();
+        talk(&mut theirs);
+    });
+    Client::connect(ours.try_clone().unwrap(), ours, Duration::from_secs(30)).unwrap()
+}
+
+fn plain_spawn<'a>() -> Spawn<'a> {
+    Spawn {
+        program: c"x",
+        argv: vec![],
+        env: vec![],
+        cwd: None,
+        stdio: [Mode::Piped; 3],
+        uid: None,
+        gid: None,
+        groups: None,
+        process_group: 0,
+        new_session: false,
+    }
+}
+
+/// Waits for the host's greeting and spawn, which is stream 1.
+fn take_spawn(socket: &mut UnixStream) {
+    let want = hello().len() + frame(&Message::Spawn(plain_spawn()), 1).len();
+    socket.read_exact(&mut vec![0; want]).unwrap();
+    socket.write_all(&frame(&Message::Spawned(9), 1)).unwrap();
+}
+
+#[test]
+fn the_client_drops_an_agent_that_overruns_a_window() {
+    let client = client_of(|socket| {
+        take_spawn(socket);
+        for _ in 0..5 {
+            let _ = socket.write_all(&frame(&Message::Data(Channel::Stdout, &[0; MAX_DATA]), 1));
+        }
+        let _ = socket.read(&mut [0]);
+    });
+    let stream = client.spawn(plain_spawn()).unwrap();
+    let error = stream.wait_exit(None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotConnected);
+    assert!(error.to_string().contains("broke its protocol"), "{error}");
+    assert!(stream.buffered() <= WINDOW as usize);
+}
+
+#[test]
+fn the_client_refuses_senseless_messages() {
+    let senseless: [fn() -> Message<'static>; 6] = [
+        || Message::Data(Channel::Stdin, b"x"),
+        || Message::Credit(Channel::Stdin, 1),
+        || Message::Credit(Channel::Stdout, 1),
+        || Message::Signal(9),
+        || Message::Ping(1),
+        || Message::Hello(VERSION),
+    ];
+    for message in senseless {
+        let client = client_of(move |socket| {
+            take_spawn(socket);
+            let _ = socket.write_all(&frame(&message(), 1));
+            let _ = socket.read_to_end(&mut Vec::new());
+        });
+        let stream = client.spawn(plain_spawn()).unwrap();
+        let error = stream.wait_exit(None).unwrap_err();
+        assert!(error.to_string().contains("broke its protocol"), "{error}");
+    }
+}
+
+#[test]
+fn another_version_and_silence_are_told() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(&frame(&Message::Hello(VERSION + 1), 0)).unwrap();
+    let error = Client::connect(ours.try_clone().unwrap(), ours, Duration::from_secs(30)).unwrap_err();
+    assert!(error.to_string().contains("protocol version 2, expected 1"), "{error}");
+
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let error = Client::connect(ours.try_clone().unwrap(), ours, Duration::from_millis(50)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    drop(theirs);
+
+    // The agent, too, wants to be greeted right.
+    assert_eq!(agent_given(&frame(&Message::Hello(VERSION + 1), 0)), Some(0));
+    assert_eq!(agent_given(&frame(&Message::Ping(1), 0)), Some(0));
+}
+
+#[test]
+fn requests_of_a_machine_are_refused_outside_of_one() {
+    let agent = HostAgent::start();
+    let denied = [
+        agent.client.set_time(std::time::SystemTime::now()),
+        agent.client.reseed(&[1; 32]),
+        agent.client.set_hostname("other"),
+    ];
+    for result in denied {
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    }
+    agent.client.ping(Duration::from_secs(30)).unwrap();
+}
+
+/// What a snapshot does to connections: the host goes away and comes again.
+#[test]
+fn the_agent_connects_again_and_commands_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("host");
+    let mut process =
+        std::process::Command::new(env!("CC_AGENT")).arg("--connect").arg(&path).spawn().unwrap();
+    // Nobody there at first: it tries again.
+    std::thread::sleep(Duration::from_millis(50));
+    let listener = UnixListener::bind(&path).unwrap();
+    let accept = || {
+        let (socket, _) = listener.accept().unwrap();
+        let (reader, writer) = (socket.try_clone().unwrap(), socket.try_clone().unwrap());
+        (Client::connect(reader, writer, Duration::from_secs(30)).unwrap(), socket)
+    };
+    let script = CString::new(format!(
+        "yes & read line; kill $!; sleep 0.3; echo $line $? >{}/out; mv {}/out {}/done",
+        dir.path().display(),
+        dir.path().display(),
+        dir.path().display()
+    ))
+    .unwrap();
+    let spawn = |stdio| Spawn {
+        program: c"/bin/sh",
+        argv: vec![c"sh", c"-c", &script],
+        env: vec![],
+        cwd: None,
+        stdio,
+        uid: None,
+        gid: None,
+        groups: None,
+        process_group: 0,
+        new_session: false,
+    };
+    let (client, socket) = accept();
+    let lost = client.spawn(spawn([Mode::Piped; 3])).unwrap();
+    // The connection breaks in the middle of a flood, and of a frame.
+    lost.read(super::Output::Stdout, &mut [0; 100]).unwrap();
+    (&socket).write_all(&[1, 2, 3]).unwrap();
+    socket.shutdown(Shutdown::Both).unwrap();
+    assert_eq!(lost.wait_exit(None).unwrap_err().kind(), ErrorKind::NotConnected);
+    client.join();
+
+    // Its input ended, its output is not wanted, but the command runs to its end.
+    let (client, socket) = accept();
+    let done = dir.path().join("done");
+    let start = std::time::Instant::now();
+    while !done.exists() {
+        assert!(start.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(std::fs::read(done).unwrap(), b"0\n");
+    // Nonsense makes it connect again too; stream numbers begin anew.
+    (&socket).write_all(&[0xff; 64]).unwrap();
+    client.join();
+    let (client, _socket) = accept();
+    let stream = client.spawn(spawn([Mode::Null; 3])).unwrap();
+    assert_eq!(stream.wait_exit(None).unwrap().unwrap().status, 0);
+    client.shutdown(Ending::PowerOff, Duration::from_secs(1)).unwrap();
+    assert_eq!(process.wait().unwrap().code(), Some(0));
+}

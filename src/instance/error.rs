@@ -1,0 +1,121 @@
+//! What can go wrong with a machine as a whole.
+
+use std::io;
+use std::time::Duration;
+
+use crate::machine::boot::BootError;
+use crate::machine::{Ending, MachineError};
+
+/// An error of a machine: it could not be made, or it ended.
+///
+/// Operations inside a running machine (commands, files, sockets) return [`io::Error`] as their
+/// models in std do. When the machine ends under them, that error has the kind
+/// [`io::ErrorKind::NotConnected`], or [`io::ErrorKind::TimedOut`] when its lifetime was over.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The machine is not running any more.
+    #[error("the machine is not running: {0}")]
+    NotRunning(String),
+    /// The instance was closed before.
+    #[error("the instance is already closed")]
+    AlreadyClosed,
+    /// The machine's lifetime was over.
+    #[error("the machine was stopped after its lifetime of {0:?}")]
+    Timeout(Duration),
+    /// Hardware virtualization was asked for and cannot be had.
+    #[error("no usable hypervisor: {reason}; without `require_hardware` the software CPU is used")]
+    HypervisorUnavailable {
+        /// Why.
+        reason: String,
+    },
+    /// The amount of memory cannot be given.
+    #[error("{mb} MiB of memory: {reason}")]
+    Memory {
+        /// What was asked for, in MiB.
+        mb: u64,
+        /// Why that cannot be.
+        reason: String,
+    },
+    /// There is no kernel or userland to be had, or it cannot be booted.
+    #[error(transparent)]
+    Boot(BootError),
+    /// The guest's kernel panicked.
+    #[error("the guest kernel panicked; its console ends:\n{console}")]
+    Panicked {
+        /// The last kilobytes of the console.
+        console: String,
+    },
+    /// The machine ended by itself.
+    #[error("{what}; its console ends:\n{console}")]
+    Died {
+        /// How.
+        what: String,
+        /// The last kilobytes of the console.
+        console: String,
+    },
+    /// The host refused something the machine needs.
+    #[error("{what}")]
+    Host {
+        /// What was being done.
+        what: &'static str,
+        /// The host's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The [`io::ErrorKind`] closest to this error.
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::NotRunning(_) | Self::AlreadyClosed | Self::Panicked { .. } | Self::Died { .. } => {
+                io::ErrorKind::NotConnected
+            }
+            Self::Timeout(_) => io::ErrorKind::TimedOut,
+            Self::HypervisorUnavailable { .. } => io::ErrorKind::Unsupported,
+            Self::Memory { .. } => io::ErrorKind::InvalidInput,
+            Self::Boot(_) => io::ErrorKind::Other,
+            Self::Host { source, .. } => source.kind(),
+        }
+    }
+
+    /// The error for a machine that ended before its time. `lifetime` is what it had been given.
+    pub(super) fn from_ending(ending: Ending, console: String, lifetime: Option<Duration>) -> Self {
+        match ending {
+            Ending::Timeout => Self::Timeout(lifetime.unwrap_or_default()),
+            Ending::Panic { console } => Self::Panicked { console },
+            Ending::Stopped => Self::NotRunning(ending.to_string()),
+            Ending::Crashed { what, console } => Self::Died { what: format!("the guest {what}"), console },
+            other => Self::Died { what: other.to_string(), console },
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(e: Error) -> Self {
+        io::Error::new(e.kind(), e)
+    }
+}
+
+impl From<BootError> for Error {
+    fn from(e: BootError) -> Self {
+        match e {
+            BootError::MemoryTooSmall { have, need } => Self::Memory {
+                mb: have,
+                reason: format!("the kernel and its first file system need at least {need} MiB"),
+            },
+            other => Self::Boot(other),
+        }
+    }
+}
+
+impl From<MachineError> for Error {
+    fn from(e: MachineError) -> Self {
+        match e {
+            MachineError::Boot(e) => e.into(),
+            MachineError::Host(source) => Self::Host { what: "starting the machine", source },
+            other => Self::Host { what: "making the machine", source: io::Error::other(other) },
+        }
+    }
+}

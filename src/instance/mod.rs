@@ -1,0 +1,198 @@
+//! Instances: running machines as callers see them.
+//!
+//! An [`Instance`] is a machine whose agent answers. It runs until it is closed or dropped, its
+//! lifetime is over, or the guest ends it. It can be used from many threads at once; what one does
+//! never disturbs another. When it has ended every pending and later operation fails at once.
+
+mod builder;
+mod error;
+mod progress;
+mod source;
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+pub use builder::InstanceBuilder;
+pub use error::Error;
+pub use progress::Progress;
+pub use source::Source;
+
+use crate::agent::Client;
+use crate::machine::{Ending, Machine};
+use crate::process::{Command, Defaults};
+
+/// What a machine runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Backend {
+    /// The best that works here.
+    #[default]
+    Auto,
+    /// The software CPU, which works everywhere.
+    Soft,
+}
+
+/// How long the parts of a start took.
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct Timing {
+    /// Finding the kernel, downloading and unpacking it if need be.
+    pub fetch: Duration,
+    /// Writing the initial file system, making the machine, laying the kernel into its RAM.
+    pub load: Duration,
+    /// From the first instruction until the agent answered.
+    pub boot: Duration,
+}
+
+/// A running machine.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let instance = cc::Instance::new(cc::Source::busybox()?)?;
+/// let out = instance.command("echo").arg("hello").output()?;
+/// assert_eq!(out.stdout, b"hello\n");
+/// # Ok(()) }
+/// ```
+///
+/// Dropping an instance stops its machine. The blocking calls need no async runtime and may be made
+/// inside one.
+#[derive(Debug)]
+pub struct Instance {
+    machine: Machine,
+    client: Arc<Client>,
+    defaults: Arc<Defaults>,
+    timing: Timing,
+    lifetime: Option<Duration>,
+    id: String,
+    closed: AtomicBool,
+}
+
+impl Instance {
+    /// Starts a machine from `source` with the usual options. See [`InstanceBuilder::start`].
+    ///
+    /// # Errors
+    /// Any [`Error`].
+    pub fn new(source: Source) -> Result<Self, Error> {
+        Self::builder(source).start()
+    }
+
+    /// Options for a machine that starts from `source`.
+    pub fn builder(source: Source) -> InstanceBuilder {
+        InstanceBuilder::new(source)
+    }
+
+    fn from_parts(
+        machine: Machine,
+        client: Arc<Client>,
+        defaults: Defaults,
+        timing: Timing,
+        lifetime: Option<Duration>,
+    ) -> Self {
+        let id = format!("{:016x}", crate::sys::random::u64().unwrap_or_default());
+        let closed = AtomicBool::new(false);
+        Self { machine, client, defaults: Arc::new(defaults), timing, lifetime, id, closed }
+    }
+
+    /// A command to run in the machine. This corresponds to [`std::process::Command::new`].
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        Command::new(self.client.clone(), self.defaults.clone(), program)
+    }
+
+    /// A name for this machine: 16 hexadecimal digits, different for each.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What the machine runs on; never [`Backend::Auto`].
+    pub fn backend(&self) -> Backend {
+        Backend::Soft
+    }
+
+    /// How long the parts of the start took.
+    pub fn timing(&self) -> Timing {
+        self.timing
+    }
+
+    /// Guest instructions executed so far, where the backend counts them. Brought up to date
+    /// whenever the processor leaves guest mode, so pause first for an exact figure.
+    pub fn instructions(&self) -> Option<u64> {
+        self.machine.instructions()
+    }
+
+    /// The end of the console's output: at most 16 KiB.
+    pub fn console_tail(&self) -> String {
+        self.machine.console().tail()
+    }
+
+    /// Whether the machine runs (or is paused).
+    pub fn is_running(&self) -> bool {
+        self.machine.ending().is_none()
+    }
+
+    /// Stops the machine's processors and its time until [`Instance::resume`]. What runs in it does
+    /// not notice, but for the wall clock, and operations on it wait.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`].
+    pub fn pause(&self) -> Result<(), Error> {
+        self.machine.pause();
+        self.running()
+    }
+
+    /// Lets a paused machine run on; nothing if it is not paused.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`].
+    pub fn resume(&self) -> Result<(), Error> {
+        self.machine.resume();
+        self.running()
+    }
+
+    /// Waits until the machine ends. `Ok` if it was closed or turned itself off.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], [`Error::Panicked`], [`Error::Died`].
+    pub fn wait(&self) -> Result<(), Error> {
+        match self.machine.wait(None) {
+            None | Some(Ending::Stopped | Ending::PowerOff) => Ok(()),
+            Some(ending) => Err(self.error(ending)),
+        }
+    }
+
+    /// Stops the machine. Returns when no thread of it is left.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyClosed`] the second time. A machine that had ended by itself is closed
+    /// without an error; [`Instance::wait`] tells how it ended.
+    pub fn close(&self) -> Result<(), Error> {
+        if self.closed.swap(true, Ordering::SeqCst) {
+            return Err(Error::AlreadyClosed);
+        }
+        self.stop();
+        Ok(())
+    }
+
+    fn running(&self) -> Result<(), Error> {
+        match self.machine.ending() {
+            None => Ok(()),
+            Some(ending) => Err(Error::NotRunning(ending.to_string())),
+        }
+    }
+
+    fn error(&self, ending: Ending) -> Error {
+        Error::from_ending(ending, self.console_tail(), self.lifetime)
+    }
+
+    fn stop(&self) {
+        self.machine.stop(Ending::Stopped);
+        self.client.join();
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

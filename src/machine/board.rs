@@ -1,0 +1,147 @@
+//! The board: where memory and devices are, and which interrupt each raises.
+//!
+//! | address or port | what | GSI |
+//! |---|---|---|
+//! | 0x20, 0xa0, 0x4d0 | PIC | |
+//! | 0x40, 0x61 | PIT | 0 |
+//! | 0x60, 0x64, 0xcf9 | reset | |
+//! | 0x70 | RTC | 8 |
+//! | 0x80 | delay port | |
+//! | 0x3f8 | 16550, the kernel's console | 4 |
+//! | 0x600 | power control | |
+//! | 0xd000_0000 + 4 KiB × n | virtio-mmio slot n | 5, 6, 7, 9, 10, … (8 is the RTC's) |
+//! | 0xfec0_0000 | IOAPIC | |
+//! | 0xfee0_0000 | local APIC | |
+
+use std::io::Write;
+use std::sync::Arc;
+
+use crate::chipset::bus::SystemBus;
+use crate::chipset::irq::IrqLine;
+use crate::chipset::irqchip::IrqChip;
+use crate::chipset::pit::Pit;
+use crate::chipset::post::DelayPort;
+use crate::chipset::reset::{I8042, POWER_PORT, PowerCallback, PowerControl, ResetControl};
+use crate::chipset::rtc::Rtc;
+use crate::chipset::timers::Timers;
+use crate::chipset::uart::Uart;
+use crate::memory::GuestRam;
+use crate::sys::clock::Clock;
+use crate::virtio::console::Console as VirtioConsole;
+use crate::virtio::device::VirtioDevice;
+use crate::virtio::mmio::VirtioMmio;
+use crate::virtio::rng::Rng;
+use crate::virtio::vsock::{Vsock, VsockHost};
+
+use super::MachineError;
+use super::boot::acpi;
+
+/// Guest-physical address of the first virtio-mmio slot.
+pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
+/// Size of a virtio-mmio slot in bytes.
+pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// GSI of the first virtio-mmio slot.
+pub const VIRTIO_FIRST_GSI: u32 = 5;
+
+const SERIAL_PORT: u64 = 0x3f8;
+const SERIAL_GSI: u32 = 4;
+const RTC_GSI: u32 = 8;
+const PIT_GSI: u32 = 0;
+/// Inputs of the IOAPIC.
+const GSIS: u32 = 24;
+
+/// What a board is built from.
+pub struct BoardConfig {
+    /// RAM in bytes, a multiple of 4096.
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Context ID of the guest on its virtual sockets, 3 or more.
+    pub guest_cid: u32,
+    /// Takes the output of the serial port.
+    pub serial: Box<dyn Write + Send>,
+    /// Takes the output of the virtio console.
+    pub console: Box<dyn Write + Send>,
+    /// Hears of power off and reset.
+    pub power: PowerCallback,
+}
+
+impl std::fmt::Debug for BoardConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BoardConfig").field("memory", &self.memory).finish_non_exhaustive()
+    }
+}
+
+/// Memory, chipset and devices of one machine. Fields are in the order in which they are dropped:
+/// what signals before what is signalled.
+pub struct Board {
+    pub(super) bus: Arc<SystemBus>,
+    pub(super) serial: Arc<Uart>,
+    pub(super) virtio: Vec<Arc<VirtioMmio>>,
+    vsock: VsockHost,
+    pub(super) irqchip: Arc<IrqChip>,
+    pub(super) timers: Timers,
+    pub(super) clock: Arc<Clock>,
+    pub(super) ram: Arc<GuestRam>,
+    description: acpi::Description,
+}
+
+impl std::fmt::Debug for Board {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Board").field("description", &self.description).finish_non_exhaustive()
+    }
+}
+
+impl Board {
+    /// Builds a board. Nothing runs and time stands still.
+    pub fn new(config: BoardConfig) -> Result<Self, MachineError> {
+        let ram = GuestRam::new(config.memory)?;
+        let clock = Arc::new(Clock::new());
+        let timers = Timers::new(clock.clone())?;
+        let irqchip = IrqChip::new(&timers, config.cpus);
+        let line = |gsi| IrqLine::new(irqchip.clone(), gsi);
+        let bus = SystemBus::new();
+        irqchip.attach(&bus)?;
+        Pit::new(&timers, line(PIT_GSI)).attach(&bus)?;
+        Rtc::new(&timers, line(RTC_GSI)).attach(&bus)?;
+        let serial = Arc::new(Uart::new(line(SERIAL_GSI), config.serial)?);
+        serial.attach(&bus, SERIAL_PORT)?;
+        I8042::new(config.power.clone()).attach(&bus)?;
+        ResetControl::new(config.power.clone()).attach(&bus)?;
+        PowerControl::new(config.power).attach(&bus, POWER_PORT)?;
+        DelayPort::attach(&bus)?;
+
+        let vsock = Vsock::new(config.guest_cid);
+        let host = vsock.host();
+        let devices: [Arc<dyn VirtioDevice>; 3] =
+            [Arc::new(vsock), Arc::new(Rng::new()), Arc::new(VirtioConsole::new(config.console))];
+        let mut virtio = Vec::new();
+        let mut slots = Vec::new();
+        let free = (VIRTIO_FIRST_GSI..GSIS).filter(|&gsi| gsi != RTC_GSI);
+        for ((n, device), gsi) in devices.into_iter().enumerate().zip(free) {
+            let base = VIRTIO_MMIO_BASE + n as u64 * VIRTIO_MMIO_SIZE;
+            let transport = Arc::new(VirtioMmio::new(device, ram.clone(), line(gsi)));
+            bus.mmio.insert(base, VIRTIO_MMIO_SIZE, transport.clone())?;
+            slots.push(acpi::VirtioMmio { base: base as u32, size: VIRTIO_MMIO_SIZE as u32, gsi });
+            virtio.push(transport);
+        }
+        let description =
+            acpi::Description { cpus: config.cpus as u8, serial_gsi: Some(SERIAL_GSI), virtio: slots };
+        Ok(Self { bus: Arc::new(bus), serial, virtio, vsock: host, irqchip, timers, clock, ram, description })
+    }
+
+    /// What the ACPI tables are to say.
+    pub fn description(&self) -> &acpi::Description {
+        &self.description
+    }
+
+    /// Guest RAM.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    /// The host's side of the guest's sockets.
+    pub fn vsock(&self) -> &VsockHost {
+        &self.vsock
+    }
+}

@@ -1,0 +1,372 @@
+//! The description of a command.
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, OsStr, OsString};
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::child::{Child, ChildStderr, ChildStdout};
+use super::status::{ExitStatus, Output};
+use super::stdio::{Drain, Feed, Kind, Stdio};
+use crate::agent::protocol::Spawn;
+use crate::agent::{self, Client};
+
+/// What commands of an instance start with: the image's configuration.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Defaults {
+    pub(crate) env: Vec<(OsString, OsString)>,
+    pub(crate) current_dir: Option<OsString>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) groups: Option<Vec<u32>>,
+}
+
+/// A command to run in the guest.
+///
+/// This corresponds to [`std::process::Command`]; an instance makes it. Differences:
+///
+/// - The environment starts as that of the image and not as the host process's, the working directory
+///   as the image's or `/`.
+/// - A name without `/` is looked up in the `PATH` the command itself will have, or the usual
+///   directories when it has none.
+/// - The command leads a process group of its own, so that [`Child::kill`] reaches what it starts.
+/// - Standard streams that are inherited are carried between guest and host; see [`Stdio`].
+pub struct Command {
+    client: Arc<Client>,
+    defaults: Arc<Defaults>,
+    program: OsString,
+    args: Vec<OsString>,
+    arg0: Option<OsString>,
+    env_clear: bool,
+    env: BTreeMap<OsString, Option<OsString>>,
+    current_dir: Option<OsString>,
+    stdin: Option<Stdio>,
+    stdout: Option<Stdio>,
+    stderr: Option<Stdio>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    groups: Option<Vec<u32>>,
+    process_group: i32,
+}
+
+impl Command {
+    pub(crate) fn new(client: Arc<Client>, defaults: Arc<Defaults>, program: impl AsRef<OsStr>) -> Self {
+        Command {
+            client,
+            defaults,
+            program: program.as_ref().to_owned(),
+            args: Vec::new(),
+            arg0: None,
+            env_clear: false,
+            env: BTreeMap::new(),
+            current_dir: None,
+            stdin: None,
+            stdout: None,
+            stderr: None,
+            uid: None,
+            gid: None,
+            groups: None,
+            process_group: 0,
+        }
+    }
+
+    /// Adds an argument. It is passed byte for byte; no shell sees it.
+    pub fn arg(&mut self, arg: impl AsRef<OsStr>) -> &mut Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    /// Adds arguments.
+    pub fn args(&mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> &mut Self {
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets `argv[0]`, which is the program's name otherwise. This corresponds to
+    /// [`std::os::unix::process::CommandExt::arg0`].
+    pub fn arg0(&mut self, arg: impl AsRef<OsStr>) -> &mut Self {
+        self.arg0 = Some(arg.as_ref().to_owned());
+        self
+    }
+
+    /// Sets an environment variable.
+    pub fn env(&mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> &mut Self {
+        self.env.insert(key.as_ref().to_owned(), Some(value.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets environment variables.
+    pub fn envs(
+        &mut self,
+        vars: impl IntoIterator<Item = (impl AsRef<OsStr>, impl AsRef<OsStr>)>,
+    ) -> &mut Self {
+        for (key, value) in vars {
+            self.env(key, value);
+        }
+        self
+    }
+
+    /// Takes an environment variable away, also one of the image.
+    pub fn env_remove(&mut self, key: impl AsRef<OsStr>) -> &mut Self {
+        if self.env_clear {
+            self.env.remove(key.as_ref());
+        } else {
+            self.env.insert(key.as_ref().to_owned(), None);
+        }
+        self
+    }
+
+    /// Takes all environment variables away, also those of the image.
+    pub fn env_clear(&mut self) -> &mut Self {
+        self.env_clear = true;
+        self.env.clear();
+        self
+    }
+
+    /// Sets the working directory, a path in the guest.
+    pub fn current_dir(&mut self, dir: impl AsRef<Path>) -> &mut Self {
+        self.current_dir = Some(dir.as_ref().as_os_str().to_owned());
+        self
+    }
+
+    /// Sets standard input: inherited by default for [`spawn`](Command::spawn) and
+    /// [`status`](Command::status), null for [`output`](Command::output).
+    pub fn stdin(&mut self, stdin: impl Into<Stdio>) -> &mut Self {
+        self.stdin = Some(stdin.into());
+        self
+    }
+
+    /// Sets standard output: inherited by default for [`spawn`](Command::spawn) and
+    /// [`status`](Command::status), piped for [`output`](Command::output).
+    pub fn stdout(&mut self, stdout: impl Into<Stdio>) -> &mut Self {
+        self.stdout = Some(stdout.into());
+        self
+    }
+
+    /// Sets standard error: inherited by default for [`spawn`](Command::spawn) and
+    /// [`status`](Command::status), piped for [`output`](Command::output).
+    pub fn stderr(&mut self, stderr: impl Into<Stdio>) -> &mut Self {
+        self.stderr = Some(stderr.into());
+        self
+    }
+
+    /// Sets the user to run as, by number. This corresponds to
+    /// [`std::os::unix::process::CommandExt::uid`].
+    pub fn uid(&mut self, uid: u32) -> &mut Self {
+        self.uid = Some(uid);
+        self
+    }
+
+    /// Sets the group to run as, by number. This corresponds to
+    /// [`std::os::unix::process::CommandExt::gid`].
+    pub fn gid(&mut self, gid: u32) -> &mut Self {
+        self.gid = Some(gid);
+        self
+    }
+
+    /// Sets the supplementary groups. Without this a command with a user of its own has none.
+    pub fn groups(&mut self, groups: &[u32]) -> &mut Self {
+        self.groups = Some(groups.to_vec());
+        self
+    }
+
+    /// Sets the process group to join; 0, the default, is a new one. In a joined group
+    /// [`Child::kill`] reaches the command alone. This corresponds to
+    /// [`std::os::unix::process::CommandExt::process_group`].
+    pub fn process_group(&mut self, group: i32) -> &mut Self {
+        self.process_group = group;
+        self
+    }
+
+    /// Starts the command. Errors: those of `exec` in the guest, such as
+    /// [`io::ErrorKind::NotFound`] and [`io::ErrorKind::PermissionDenied`], with the guest's errno; a
+    /// NUL in a string ([`io::ErrorKind::InvalidInput`]); an ended machine
+    /// ([`io::ErrorKind::NotConnected`]).
+    pub fn spawn(&mut self) -> io::Result<Child> {
+        self.spawn_with([Kind::Inherit, Kind::Inherit, Kind::Inherit])
+    }
+
+    /// Runs the command to its end and takes what it writes.
+    ///
+    /// See [`Child::wait_with_output`] for commands that leave processes behind.
+    pub fn output(&mut self) -> io::Result<Output> {
+        self.spawn_with([Kind::Null, Kind::Piped, Kind::Piped])?.wait_with_output()
+    }
+
+    /// Runs the command to its end.
+    pub fn status(&mut self) -> io::Result<ExitStatus> {
+        self.spawn()?.wait()
+    }
+
+    /// The program, as it was given.
+    pub fn get_program(&self) -> &OsStr {
+        &self.program
+    }
+
+    /// The arguments without `argv[0]`.
+    pub fn get_args(&self) -> CommandArgs<'_> {
+        CommandArgs { inner: self.args.iter() }
+    }
+
+    /// The changes to the image's environment, by name; `None` for a variable that is taken away.
+    pub fn get_envs(&self) -> CommandEnvs<'_> {
+        CommandEnvs { inner: self.env.iter() }
+    }
+
+    /// The working directory, if it was set.
+    pub fn get_current_dir(&self) -> Option<&Path> {
+        self.current_dir.as_deref().map(Path::new)
+    }
+
+    /// `NAME=value` of all variables the command gets.
+    fn full_env(&self) -> io::Result<Vec<CString>> {
+        let base = if self.env_clear { &[][..] } else { &self.defaults.env };
+        let kept = base.iter().filter(|(key, _)| !self.env.contains_key(key)).map(|(k, v)| (k, v));
+        let set = self.env.iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+        kept.chain(set)
+            .map(|(key, value)| {
+                guest_string([key.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat())
+            })
+            .collect()
+    }
+
+    fn spawn_with(&mut self, default: [Kind; 3]) -> io::Result<Child> {
+        let [stdin, stdout, stderr] = default;
+        let stdin = take(&mut self.stdin, stdin)?;
+        let stdout = take(&mut self.stdout, stdout)?;
+        let stderr = take(&mut self.stderr, stderr)?;
+        let stdio = [stdin.mode(), stdout.mode(), stderr.mode()];
+        let feed = Feed::new(stdin)?;
+        let drain_stdout = Drain::new(stdout, agent::Output::Stdout)?;
+        let drain_stderr = Drain::new(stderr, agent::Output::Stderr)?;
+
+        let program = guest_string(&*self.program)?;
+        let arg0 = self.arg0.as_ref().unwrap_or(&self.program);
+        let argv: Vec<CString> =
+            [arg0].into_iter().chain(&self.args).map(|arg| guest_string(&**arg)).collect::<Result<_, _>>()?;
+        let env = self.full_env()?;
+        let cwd = self.current_dir.as_ref().or(self.defaults.current_dir.as_ref());
+        let cwd = cwd.map(|dir| guest_string(&**dir)).transpose()?;
+        // A user given here is not a member of the groups of the image's user.
+        let (gid, groups) = match self.uid {
+            Some(_) => (self.gid, self.groups.clone()),
+            None => {
+                (self.gid.or(self.defaults.gid), self.groups.clone().or_else(|| self.defaults.groups.clone()))
+            }
+        };
+        let stream = self.client.spawn(Spawn {
+            program: &program,
+            argv: argv.iter().map(|s| &**s).collect::<Vec<&CStr>>(),
+            env: env.iter().map(|s| &**s).collect(),
+            cwd: cwd.as_deref(),
+            stdio,
+            uid: self.uid.or(self.defaults.uid),
+            gid,
+            groups,
+            process_group: self.process_group,
+            new_session: false,
+        })?;
+        let connect = || -> io::Result<Child> {
+            Ok(Child {
+                stdin: feed.start(&stream)?,
+                stdout: drain_stdout
+                    .start(&stream, agent::Output::Stdout)?
+                    .then(|| ChildStdout::new(stream.clone())),
+                stderr: drain_stderr
+                    .start(&stream, agent::Output::Stderr)?
+                    .then(|| ChildStderr::new(stream.clone())),
+                stream: stream.clone(),
+            })
+        };
+        // No thread to carry its bytes: the command must not run on without its caller.
+        connect().inspect_err(|_| stream.abandon())
+    }
+}
+
+/// What is set, for one run: the command keeps what can be used again.
+fn take(set: &mut Option<Stdio>, default: Kind) -> io::Result<Kind> {
+    match set {
+        None => Ok(default),
+        Some(Stdio(Kind::Stdin(_) | Kind::Stdout(_) | Kind::Stderr(_))) => {
+            Ok(set.take().map_or(default, |stdio| stdio.0))
+        }
+        Some(stdio) => stdio.0.try_clone(),
+    }
+}
+
+/// The one place where the host's strings become the guest's byte strings. On Unix they are the same
+/// bytes; elsewhere UTF-8.
+fn guest_string(s: impl GuestBytes) -> io::Result<CString> {
+    CString::new(s.into_bytes())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "nul byte found in provided data"))
+}
+
+trait GuestBytes {
+    fn into_bytes(self) -> Vec<u8>;
+}
+
+impl GuestBytes for &OsStr {
+    fn into_bytes(self) -> Vec<u8> {
+        self.as_encoded_bytes().to_vec()
+    }
+}
+
+impl GuestBytes for Vec<u8> {
+    fn into_bytes(self) -> Vec<u8> {
+        self
+    }
+}
+
+impl fmt::Debug for Command {
+    /// The program and its arguments, quoted.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.program)?;
+        self.args.iter().try_for_each(|arg| write!(f, " {arg:?}"))
+    }
+}
+
+/// The arguments of a command, from [`Command::get_args`].
+///
+/// This corresponds to [`std::process::CommandArgs`].
+#[derive(Debug, Clone)]
+pub struct CommandArgs<'a> {
+    inner: std::slice::Iter<'a, OsString>,
+}
+
+impl<'a> Iterator for CommandArgs<'a> {
+    type Item = &'a OsStr;
+
+    fn next(&mut self) -> Option<&'a OsStr> {
+        self.inner.next().map(OsString::as_os_str)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.inner.size_hint()
+    }
+}
+
+impl ExactSizeIterator for CommandArgs<'_> {}
+
+/// The changes to a command's environment, from [`Command::get_envs`].
+///
+/// This corresponds to [`std::process::CommandEnvs`].
+#[derive(Debug, Clone)]
+pub struct CommandEnvs<'a> {
+    inner: std::collections::btree_map::Iter<'a, OsString, Option<OsString>>,
+}
+
+impl<'a> Iterator for CommandEnvs<'a> {
+    type Item = (&'a OsStr, Option<&'a OsStr>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.inner.next().map(|(key, value)| (key.as_os_str(), value.as_deref()))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.inner.size_hint()
+    }
+}
+
+impl ExactSizeIterator for CommandEnvs<'_> {}
