@@ -3,7 +3,7 @@
 use std::arch::asm;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::Random;
+use super::{Random, cases};
 use crate::hypervisor::soft::fp::{Env, Float, Relation, Rounding, convert, flag, ieee};
 
 /// All control settings with every exception masked: RC, DAZ and FTZ, flags clear or PE sticky.
@@ -244,7 +244,7 @@ fn binary<F: Float>(ops: &[(&str, Hardware2<F>, Soft2<F>)], seed: u64) {
             }
         }
         let mut r = Random(seed);
-        for _ in 0..200_000 {
+        for _ in 0..cases(200_000) {
             let control = r.pick(&controls);
             let (a, b) = (random(&mut r, &edges), random(&mut r, &edges));
             check2(name, *hardware, *soft, control, a, b);
@@ -359,7 +359,7 @@ fn unary<F: Float>(ops: &[(&str, Hardware1, Soft1)]) {
             }
         }
         let mut r = Random(0x7777_1111_3333_5555);
-        for _ in 0..200_000 {
+        for _ in 0..cases(200_000) {
             let a = random(&mut r, &edges).widen();
             check(r.pick(&controls), a);
         }
@@ -457,7 +457,7 @@ fn unmasked_exceptions_are_silicons() {
         ),
     ];
     let mut r = Random(0x4444_8888_cccc_1111);
-    for _ in 0..150_000 {
+    for _ in 0..cases(150_000) {
         let (name, hardware, soft) = r.pick(&ops);
         let control = (r.next() as u32 & 0x3f | r.below(4) as u32) << 7 | (r.next() as u32) & 0xe040;
         let (a, b) = (random(&mut r, &edges), random(&mut r, &edges));

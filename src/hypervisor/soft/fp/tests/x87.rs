@@ -2,7 +2,7 @@
 
 use std::arch::asm;
 
-use super::Random;
+use super::{Random, cases};
 use crate::hypervisor::soft::fp::{
     Env, F80, Relation, Rounding, f80, f80::Operand, f80_convert, flag, remainder,
 };
@@ -243,7 +243,7 @@ fn run(ops: &[(&str, Hardware, Soft)], pairs: bool) {
             }
         }
         let mut r = Random(0x5555_1234_4321_9999);
-        for _ in 0..250_000 {
+        for _ in 0..cases(250_000) {
             let control = r.pick(&controls);
             let (a, b) = (random(&mut r, &edges), random(&mut r, &edges));
             check(name, *hardware, *soft, control, a, b);
@@ -319,7 +319,7 @@ fn remainders_are_silicons() {
             }
         }
     }
-    for _ in 0..300_000 {
+    for _ in 0..cases(300_000) {
         let (a, b) = (random(&mut r, &edges), random(&mut r, &edges));
         check(r.pick(&controls), a, b);
     }
@@ -358,7 +358,7 @@ fn extraction_is_silicons() {
     let edges = edges();
     let controls = controls();
     let mut r = Random(0x3030_1111_6666_0707);
-    for i in 0..edges.len() + 100_000 {
+    for i in 0..edges.len() + cases(100_000) as usize {
         let a = edges.get(i).copied().unwrap_or_else(|| random(&mut r, &edges));
         let control = r.pick(&controls);
         let (significand, exponent, status) = fxtract(control, a, F80::ONE);
@@ -420,7 +420,7 @@ fn stores_are_silicons() {
         for &a in &edges {
             controls.iter().for_each(|&c| check(c, a));
         }
-        for _ in 0..150_000 {
+        for _ in 0..cases(150_000) {
             let control = r.pick(&controls);
             let mut a = random(&mut r, &edges);
             if r.below(3) == 0 {
@@ -441,7 +441,7 @@ fn loads_are_silicons() {
     let doubles =
         [0u64, 1, 0xf_ffff_ffff_ffff, 0x10_0000_0000_0000, 0x7ff << 52, 0x7ff << 52 | 1, 0xfff8 << 48 | 9];
     let edges = edges();
-    for i in 0..200_000 {
+    for i in 0..cases(200_000) {
         let control = r.pick(&controls);
         let a = random(&mut r, &edges);
         let bits = r.next();
