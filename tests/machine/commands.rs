@@ -27,10 +27,10 @@ conformance! {
     basics = basics();
     failures_of_exec = failures_of_exec();
     r2_1_wait_returns_while_stdin_is_open = r2_1_wait_returns_while_stdin_is_open();
-    r2_2_output_is_byte_exact = r2_2_output_is_byte_exact(64 * 1024 * 1024 + 13);
+    r2_2_output_is_byte_exact = r2_2_output_is_byte_exact(8 * 1024 * 1024 + 13);
     r2_2_fast_exits_lose_nothing = r2_2_fast_exits_lose_nothing(100);
     r2_2_unread_stderr_does_not_block_stdout = r2_2_unread_stderr_does_not_block_stdout();
-    r2_3_large_stdin_arrives = r2_3_large_stdin_arrives(16 * 1024 * 1024 + 7);
+    r2_3_large_stdin_arrives = r2_3_large_stdin_arrives(8 * 1024 * 1024 + 7);
     r2_3_stdin_has_back_pressure_and_epipe = r2_3_stdin_has_back_pressure_and_epipe();
     r2_4_exit_status_is_exact = r2_4_exit_status_is_exact((0..256).step_by(17).chain([1, 125, 126, 127, 128]));
     r2_5_kill_reaches_the_process_group = r2_5_kill_reaches_the_process_group();

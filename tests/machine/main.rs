@@ -5,4 +5,6 @@
 //! [`support::alone`].
 
 mod commands;
+mod endings;
+mod lifetime;
 mod support;
