@@ -13,8 +13,19 @@ use super::op::{Exec, Handler, Op, Stop, flag};
 /// Continues at `target`.
 #[inline(always)]
 pub(super) fn jump(cpu: &mut Cpu, op: &Op, target: u64) -> Exec {
-    cpu.rip = if op.flags & flag::CODE32 != 0 { target as u32 as u64 } else { target };
+    cpu.rip = if op.flags & flag::CODE32 != 0 { narrow(op, target) } else { target };
     Err(Stop::Branch)
+}
+
+#[inline(never)]
+fn narrow(op: &Op, target: u64) -> u64 {
+    if op.flags & flag::IP16 != 0 { target as u16 as u64 } else { target as u32 as u64 }
+}
+
+/// #GP(0) where no code can be: the branch itself faults, not what it leads to.
+#[inline(always)]
+fn check_target(cpu: &mut Cpu, to: u64) -> Exec {
+    if (to as i64) << 16 >> 16 == to as i64 { Ok(()) } else { Err(cpu.gp()) }
 }
 
 #[inline(always)]
@@ -31,10 +42,13 @@ fn jcc<const CC: u8>(cpu: &mut Cpu, op: &Op) -> Exec {
 }
 
 fn jmp_r<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
-    jump(cpu, op, cpu.get::<T>(op.src).to_u64())
+    let to = cpu.get::<T>(op.src).to_u64();
+    check_target(cpu, to)?;
+    jump(cpu, op, to)
 }
 fn jmp_m<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     let to = cpu.load::<T>(op)?;
+    check_target(cpu, to.to_u64())?;
     jump(cpu, op, to.to_u64())
 }
 
@@ -42,18 +56,31 @@ fn call<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     cpu.push(T::from_u64(cpu.next_ip(op)))?;
     jump(cpu, op, target(cpu, op))
 }
+/// The return address is written even where the branch then faults.
+fn call_to<T: Int>(cpu: &mut Cpu, op: &Op, to: T) -> Exec {
+    let rsp = cpu.regs[4];
+    cpu.push(T::from_u64(cpu.next_ip(op)))?;
+    if let Err(stop) = check_target(cpu, to.to_u64()) {
+        cpu.regs[4] = rsp;
+        return Err(stop);
+    }
+    jump(cpu, op, to.to_u64())
+}
 fn call_r<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     let to = cpu.get::<T>(op.src);
-    cpu.push(T::from_u64(cpu.next_ip(op)))?;
-    jump(cpu, op, to.to_u64())
+    call_to::<T>(cpu, op, to)
 }
 fn call_m<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     let to = cpu.load::<T>(op)?;
-    cpu.push(T::from_u64(cpu.next_ip(op)))?;
-    jump(cpu, op, to.to_u64())
+    call_to::<T>(cpu, op, to)
 }
 fn ret<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
+    let rsp = cpu.regs[4];
     let to = cpu.pop::<T>()?;
+    if let Err(stop) = check_target(cpu, to.to_u64()) {
+        cpu.regs[4] = rsp;
+        return Err(stop);
+    }
     cpu.set_rsp(cpu.regs[4].wrapping_add(op.imm));
     jump(cpu, op, to.to_u64())
 }
@@ -101,7 +128,7 @@ fn int_n(cpu: &mut Cpu, op: &Op) -> Exec {
     super::exception::software_interrupt(cpu, op, op.imm as u8)
 }
 fn int1(cpu: &mut Cpu, op: &Op) -> Exec {
-    super::exception::software_interrupt(cpu, op, vector::DB)
+    super::exception::int1(cpu, op)
 }
 
 fn bound<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
@@ -150,6 +177,9 @@ pub(super) fn lower(ins: &Instruction, op: &mut Op) -> Option<Handler> {
     let near = matches!(ins.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
     if near {
         op.imm = ins.near_branch_target();
+        if ins.op0_kind() == OpKind::NearBranch16 {
+            op.flags |= flag::IP16;
+        }
         if ins.code().is_jcc_short_or_near() {
             return Some(JCC[condition(ins)? as usize]);
         }
@@ -162,6 +192,7 @@ pub(super) fn lower(ins: &Instruction, op: &mut Op) -> Option<Handler> {
             [jmp_r::<u16>, jmp_r::<u32>, jmp_r::<u64>],
             [jmp_m::<u16>, jmp_m::<u32>, jmp_m::<u64>],
         ),
+        Mnemonic::Call if op.flags & flag::IP16 != 0 => Some(call::<u16>),
         Mnemonic::Call if near => Some(if op.flags & flag::CODE32 != 0 { call::<u32> } else { call::<u64> }),
         Mnemonic::Call if ins.is_call_near_indirect() => indirect(
             ins,

@@ -399,6 +399,9 @@ impl Cpu {
     /// Reads linear memory of any length with the current privilege; faults on the first byte
     /// that cannot be read.
     pub(super) fn read_bytes(&mut self, va: u64, out: &mut [u8]) -> Result<(), Stop> {
+        if !out.is_empty() {
+            self.check_canonical(va.wrapping_add(out.len() as u64 - 1))?;
+        }
         let mut done = 0;
         while done < out.len() {
             let at = va.wrapping_add(done as u64);
@@ -412,6 +415,9 @@ impl Cpu {
 
     /// Writes linear memory of any length; all of it is checked before any of it is written.
     pub(super) fn write_bytes(&mut self, va: u64, data: &[u8]) -> Result<(), Stop> {
+        if !data.is_empty() {
+            self.check_canonical(va.wrapping_add(data.len() as u64 - 1))?;
+        }
         let mut checked = 0;
         while checked < data.len() {
             let at = va.wrapping_add(checked as u64);
@@ -467,7 +473,6 @@ impl Cpu {
                 Ok((old, new))
             },
             None => {
-                self.translate(va, Access::Write)?;
                 let old = T::from_u64(self.read_slow_for_write(va, T::BYTES as usize)?);
                 let new = f(old);
                 self.write_slow(va, new.to_u64(), T::BYTES as usize)?;
@@ -501,6 +506,7 @@ impl Cpu {
         // A split lock or a device register: nothing else runs inside this step on this vCPU, and
         // the guard keeps other vCPUs' split locks out.
         let _guard = super::ram::SPLIT_LOCK.lock().unwrap_or_else(|e| e.into_inner());
+        self.check_canonical(va.wrapping_add(T::BYTES - 1))?;
         self.translate(va, Access::Write)?;
         self.translate(va.wrapping_add(T::BYTES - 1), Access::Write)?;
         let old = T::from_u64(self.read_slow_for_write(va, T::BYTES as usize)?);
@@ -522,17 +528,26 @@ impl Cpu {
         self.regs[4] = if self.long { rsp } else { rsp as u32 as u64 };
     }
 
+    /// A non-canonical address is #SS where the stack was meant.
+    #[cold]
+    pub(super) fn stack_stop(&mut self, stop: Stop) -> Stop {
+        if self.fault.address {
+            self.fault.vector = vector::SS;
+        }
+        stop
+    }
+
     #[inline(always)]
     pub(super) fn push<T: Int>(&mut self, v: T) -> Result<(), Stop> {
         let rsp = self.regs[4].wrapping_sub(T::BYTES);
-        self.write(self.stack_addr(rsp), v)?;
+        self.write(self.stack_addr(rsp), v).map_err(|stop| self.stack_stop(stop))?;
         self.set_rsp(rsp);
         Ok(())
     }
 
     #[inline(always)]
     pub(super) fn pop<T: Int>(&mut self) -> Result<T, Stop> {
-        let v = self.read(self.stack_addr(self.regs[4]))?;
+        let v = self.read(self.stack_addr(self.regs[4])).map_err(|stop| self.stack_stop(stop))?;
         self.set_rsp(self.regs[4].wrapping_add(T::BYTES));
         Ok(v)
     }

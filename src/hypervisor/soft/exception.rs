@@ -27,6 +27,13 @@ pub(super) fn software_interrupt(cpu: &mut Cpu, op: &Op, vector: u8) -> Exec {
     Err(Stop::Branch)
 }
 
+/// INT1: a debug trap, so the gate's privilege does not matter.
+pub(super) fn int1(cpu: &mut Cpu, op: &Op) -> Exec {
+    let next = cpu.next_ip(op);
+    cpu.enter_handler(vector::DB, None, next, Source::Exception)?;
+    Err(Stop::Branch)
+}
+
 impl Cpu {
     /// Delivers `cpu.fault`, which was raised at `cpu.rip`, and what arises from delivering it.
     pub(super) fn deliver_fault(&mut self) -> Result<(), TripleFault> {

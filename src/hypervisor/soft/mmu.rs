@@ -50,15 +50,22 @@ impl Cpu {
         Ok(self.walk(va, access)?.gpa)
     }
 
+    /// #GP(0) or #SS(0) for an address that no page can have.
+    #[inline]
+    pub(super) fn check_canonical(&mut self, va: u64) -> Result<(), Stop> {
+        if (va as i64) << 16 >> 16 != va as i64 {
+            self.fault = Exception { vector: vector::GP, error: Some(0), address: true, cr2: 0 };
+            return Err(Stop::Fault);
+        }
+        Ok(())
+    }
+
     fn walk(&mut self, va: u64, access: Access) -> Result<Mapping, Stop> {
         if self.cr0 & cr0::PG == 0 {
             let gpa = if self.long { va } else { va as u32 as u64 };
             return Ok(Mapping { gpa, writable: true, readable: true, global: false });
         }
-        if (va as i64) << 16 >> 16 != va as i64 {
-            self.fault = Exception { vector: vector::GP, error: Some(0), address: true, cr2: 0 };
-            return Err(Stop::Fault);
-        }
+        self.check_canonical(va)?;
         let user = self.cpl == 3;
         let nx_on = self.efer & efer::NXE != 0;
         let mut error = if user { pf::USER } else { 0 };
@@ -184,6 +191,9 @@ impl Cpu {
     fn read_any(&mut self, va: u64, len: usize, access: Access) -> Result<u64, Stop> {
         let mut bytes = [0u8; 8];
         let first = len.min(4096 - (va & 4095) as usize);
+        if first < len {
+            self.check_canonical(va.wrapping_add(first as u64))?;
+        }
         let gpa = self.fill(va, access)?;
         if first < len {
             let gpa2 = self.fill(va.wrapping_add(first as u64), access)?;
@@ -199,6 +209,9 @@ impl Cpu {
     pub(super) fn write_slow(&mut self, va: u64, value: u64, len: usize) -> Result<(), Stop> {
         let bytes = value.to_le_bytes();
         let first = len.min(4096 - (va & 4095) as usize);
+        if first < len {
+            self.check_canonical(va.wrapping_add(first as u64))?;
+        }
         let gpa = self.fill(va, Access::Write)?;
         if first < len {
             let gpa2 = self.fill(va.wrapping_add(first as u64), Access::Write)?;

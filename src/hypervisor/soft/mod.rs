@@ -26,6 +26,8 @@ mod int;
 mod mmu;
 mod msr;
 mod op;
+#[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
+mod oracle;
 mod pvclock;
 mod ram;
 mod run;
@@ -40,7 +42,7 @@ mod x87;
 
 use std::sync::Arc;
 
-use crate::hypervisor::{HypervisorError, LocalApic, Vcpu, Vm};
+use crate::hypervisor::{HypervisorError, IrqSink, LocalApic, Vcpu, Vm};
 use crate::memory::GuestRam;
 use crate::sys::clock::Clock;
 
@@ -59,6 +61,10 @@ impl SoftVm {
 }
 
 impl Vm for SoftVm {
+    fn interrupt_lines(&self) -> Option<Arc<dyn IrqSink>> {
+        None
+    }
+
     fn create_vcpu(
         &self,
         id: u32,

@@ -45,6 +45,8 @@ pub(super) mod flag {
     pub(crate) const CODE32: u8 = 16;
     /// The effective address is truncated to 16 bits.
     pub(crate) const ADDR16: u8 = 32;
+    /// A direct branch whose target is truncated to 16 bits (32-bit code with an operand-size prefix).
+    pub(crate) const IP16: u8 = 64;
 }
 
 /// One decoded instruction. General registers are named by their *byte offset* in the register

@@ -443,7 +443,8 @@ fn lar<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     let selector = selector_operand(cpu, op)?;
     let d = visible(cpu, selector)?.filter(|d| d.ordinary() || matches!(d.kind(), 2 | 9 | 0xb | 0xc));
     if let Some(d) = d {
-        cpu.set(op.dst, T::from_u64(d.0 >> 32 & 0xf0_ff00));
+        // The manual leaves bits 16 to 19 open; processors give the limit that is there.
+        cpu.set(op.dst, T::from_u64(d.0 >> 32 & 0xff_ff00));
     }
     cpu.flags.set_zf(d.is_some());
     Ok(())

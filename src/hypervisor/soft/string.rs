@@ -75,6 +75,11 @@ fn repeat(cpu: &mut Cpu, op: &Op, bytes: u64, mut one: impl FnMut(&mut Cpu) -> R
     if !repeats(op) {
         return one(cpu).map(|_| ());
     }
+    if op.extra & 0xff == 4 {
+        // A 32-bit count clears the upper half even if nothing is left to do.
+        let count = cpu.get::<u32>(RCX as u8 * 8);
+        cpu.set(RCX as u8 * 8, count);
+    }
     let mut left = SLICE;
     while cpu.regs[RCX] & mask(op) != 0 {
         if left == 0 {
@@ -99,6 +104,13 @@ fn in_page<T: Int>(va: u64) -> u64 {
 /// Whether whole pages may be done at once: counting up, with addresses that do not wrap.
 fn upward(cpu: &Cpu, op: &Op) -> bool {
     repeats(op) && cpu.sysflags & rflags::DF == 0 && cpu.long && op.extra & 0xff == 8
+}
+
+/// REP MOVS and REP STOS with 32-bit addresses clear the upper halves before anything can fault.
+fn truncate(cpu: &mut Cpu, op: &Op, reg: usize) {
+    if repeats(op) && op.extra & 0xff == 4 && cpu.regs[RCX] as u32 != 0 {
+        advance(cpu, op, reg, 0);
+    }
 }
 
 fn movs<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
@@ -144,6 +156,8 @@ fn movs<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
         }
         return Ok(());
     }
+    truncate(cpu, op, RSI);
+    truncate(cpu, op, RDI);
     repeat(cpu, op, T::BYTES, |cpu| movs_one::<T>(cpu, op).map(|()| true))
 }
 
@@ -195,6 +209,7 @@ fn stos<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
         advance(cpu, op, RCX, u64::MAX);
         return if cpu.regs[RCX] != 0 { Err(Stop::Again) } else { Ok(()) };
     }
+    truncate(cpu, op, RDI);
     repeat(cpu, op, T::BYTES, |cpu| stos_one::<T>(cpu, op).map(|()| true))
 }
 
@@ -215,10 +230,25 @@ fn lods<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     })
 }
 
+/// The flags of an interrupted comparison are those from before it: a fault undoes what earlier
+/// elements set.
+fn restoring(cpu: &mut Cpu, run: impl FnOnce(&mut Cpu) -> Exec) -> Exec {
+    let flags = cpu.flags;
+    let result = run(cpu);
+    if result == Err(Stop::Fault) {
+        cpu.flags = flags;
+    }
+    result
+}
+
 fn cmps<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
+    restoring(cpu, |cpu| cmps_all::<T>(cpu, op))
+}
+
+fn cmps_all<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     repeat(cpu, op, T::BYTES, |cpu| {
-        let a = cpu.read::<T>(source(cpu, op))?;
         let b = cpu.read::<T>(dest(cpu, op))?;
+        let a = cpu.read::<T>(source(cpu, op))?;
         cpu.flags.sub(a, b, a.wsub(b));
         let by = step::<T>(cpu);
         advance(cpu, op, RSI, by);
@@ -228,6 +258,10 @@ fn cmps<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
 }
 
 fn scas<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
+    restoring(cpu, |cpu| scas_all::<T>(cpu, op))
+}
+
+fn scas_all<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     let a = cpu.get::<T>(0);
     repeat(cpu, op, T::BYTES, |cpu| {
         let b = cpu.read::<T>(dest(cpu, op))?;

@@ -5,7 +5,9 @@
 //! APIC and every interrupt from the IOAPIC. Tables: RSDP, XSDT, FADT, MADT, DSDT, in one block.
 
 use acpi_tables::Aml;
-use acpi_tables::aml::{self, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Path, ResourceTemplate, Scope};
+use acpi_tables::aml::{
+    self, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Path, ResourceTemplate, Scope,
+};
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};

@@ -3,7 +3,8 @@ use super::*;
 const AT: u32 = 0xe_0000;
 
 fn machine() -> Description {
-    let virtio = (0..5).map(|i| VirtioMmio { base: 0xd000_0000 + i * 0x1000, size: 0x1000, gsi: 5 + i }).collect();
+    let virtio =
+        (0..5).map(|i| VirtioMmio { base: 0xd000_0000 + i * 0x1000, size: 0x1000, gsi: 5 + i }).collect();
     Description { cpus: 3, serial_gsi: Some(4), virtio }
 }
 

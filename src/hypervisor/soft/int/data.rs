@@ -243,14 +243,16 @@ fn enter<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
         let frame = cpu.regs[4];
         if level > 0 {
             for i in 1..level {
-                let v = cpu.read::<T>(cpu.stack_addr(rbp.wrapping_sub(i * T::BYTES)))?;
+                let at = cpu.stack_addr(rbp.wrapping_sub(i * T::BYTES));
+                let v = cpu.read::<T>(at).map_err(|stop| cpu.stack_stop(stop))?;
                 cpu.push(v)?;
             }
             cpu.push(T::from_u64(frame))?;
         }
         let new = cpu.regs[4].wrapping_sub(size);
         // The processor probes the new top of the stack for a write.
-        cpu.translate(cpu.stack_addr(new), super::super::cpu::Access::Write)?;
+        let top = cpu.stack_addr(new);
+        cpu.translate(top, super::super::cpu::Access::Write).map_err(|stop| cpu.stack_stop(stop))?;
         cpu.set_rsp(new);
         cpu.set(5 * 8, T::from_u64(frame));
         Ok(())
@@ -265,7 +267,7 @@ fn enter<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
 
 fn leave<T: Int>(cpu: &mut Cpu, _: &Op) -> Exec {
     let rbp = cpu.regs[5];
-    let v = cpu.read::<T>(cpu.stack_addr(rbp))?;
+    let v = cpu.read::<T>(cpu.stack_addr(rbp)).map_err(|stop| cpu.stack_stop(stop))?;
     cpu.set_rsp(rbp.wrapping_add(T::BYTES));
     cpu.set(5 * 8, v);
     Ok(())

@@ -182,6 +182,16 @@ fn fst_st(cpu: &mut Cpu, op: &Op) -> Exec {
     f.done()
 }
 
+/// FSTP without a stack check (D9 D8 to D9 DF): an empty register is just popped.
+fn fstpnce(cpu: &mut Cpu, op: &Op) -> Exec {
+    let mut f = Frame::new(cpu, op)?;
+    if let Some(v) = f.get(0) {
+        f.set(op.dst, v);
+    }
+    f.pop();
+    f.done()
+}
+
 fn fxch(cpu: &mut Cpu, op: &Op) -> Exec {
     let mut f = Frame::new(cpu, op)?;
     let (a, b) = (f.get(0), f.get(op.src));
@@ -275,7 +285,7 @@ pub(super) fn lower(ins: &Instruction, op: &mut Op) -> Option<Handler> {
         return Some(fcmov);
     }
     op.extra = match ins.mnemonic() {
-        M::Fstp | M::Fistp | M::Fbstp | M::Ffreep | M::Fstpnce => POP,
+        M::Fstp | M::Fistp | M::Fbstp | M::Ffreep => POP,
         M::Fisttp => POP | TRUNCATE,
         M::Fincstp => 1,
         M::Fdecstp => 7,
@@ -297,7 +307,11 @@ pub(super) fn lower(ins: &Instruction, op: &mut Op) -> Option<Handler> {
         (M::Fst | M::Fstp, MemorySize::Float32) if memory => fst_m32,
         (M::Fst | M::Fstp, MemorySize::Float64) if memory => fst_m64,
         (M::Fstp, MemorySize::Float80) if memory => fstp_m80,
-        (M::Fst | M::Fstp | M::Fstpnce, _) => {
+        (M::Fstpnce, _) => {
+            op.dst = register(ins, 0);
+            fstpnce
+        }
+        (M::Fst | M::Fstp, _) => {
             op.dst = register(ins, 0);
             fst_st
         }
