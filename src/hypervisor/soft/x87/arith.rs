@@ -135,13 +135,15 @@ fn compare(cpu: &mut Cpu, op: &Op) -> Exec {
 fn compare_flags(cpu: &mut Cpu, op: &Op) -> Exec {
     let mut f = Frame::new(cpu, op)?;
     f.keep_c1 = true;
-    let bits = match relate(&mut f, op)? {
+    let relation = relate(&mut f, op)?;
+    let bits = match relation {
         Relation::Greater => 0,
         Relation::Less => rflags::CF,
         Relation::Equal => rflags::ZF,
         Relation::Unordered => rflags::ZF | rflags::PF | rflags::CF,
     };
-    if !f.refused() {
+    // Unordered operands are reported in the flags even where #IA is not masked.
+    if !f.refused() || matches!(relation, Relation::Unordered) {
         f.cpu.flags = Flags::from_bits(bits);
     }
     pops(&mut f, op);
@@ -336,6 +338,14 @@ fn fptan(cpu: &mut Cpu, op: &Op) -> Exec {
 
 fn fxtract(cpu: &mut Cpu, op: &Op) -> Exec {
     let mut f = Frame::new(cpu, op)?;
+    // Here, other than in FSINCOS and FPTAN, an empty source comes before a full stack.
+    if f.get(0).is_none() {
+        if f.underflow() {
+            f.set(0, F80::INDEFINITE);
+            f.push(F80::INDEFINITE);
+        }
+        return f.done();
+    }
     two_results(&mut f, |env, a| Some(remainder::extract(env, a)));
     f.done()
 }

@@ -182,6 +182,16 @@ fn fst_st(cpu: &mut Cpu, op: &Op) -> Exec {
     f.done()
 }
 
+/// The undocumented FSTP (D9 D8): an empty source is no exception, and nothing is stored.
+fn fstpnce(cpu: &mut Cpu, op: &Op) -> Exec {
+    let mut f = Frame::new(cpu, op)?;
+    if let Some(v) = f.get(0) {
+        f.set(op.dst, v);
+    }
+    f.pop();
+    f.done()
+}
+
 fn fxch(cpu: &mut Cpu, op: &Op) -> Exec {
     let mut f = Frame::new(cpu, op)?;
     let (a, b) = (f.get(0), f.get(op.src));
@@ -297,7 +307,11 @@ pub(super) fn lower(ins: &Instruction, op: &mut Op) -> Option<Handler> {
         (M::Fst | M::Fstp, MemorySize::Float32) if memory => fst_m32,
         (M::Fst | M::Fstp, MemorySize::Float64) if memory => fst_m64,
         (M::Fstp, MemorySize::Float80) if memory => fstp_m80,
-        (M::Fst | M::Fstp | M::Fstpnce, _) => {
+        (M::Fstpnce, _) => {
+            op.dst = register(ins, 0);
+            fstpnce
+        }
+        (M::Fst | M::Fstp, _) => {
             op.dst = register(ins, 0);
             fst_st
         }
