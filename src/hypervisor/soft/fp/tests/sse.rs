@@ -4,7 +4,7 @@ use std::arch::asm;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{Random, cases};
-use crate::hypervisor::soft::fp::{Env, Float, Relation, Rounding, convert, flag, ieee};
+use crate::hypervisor::soft::fp::{Env, Float, Relation, Rounding, convert, ieee};
 
 /// All control settings with every exception masked: RC, DAZ and FTZ, flags clear or PE sticky.
 fn controls() -> impl Iterator<Item = u32> {
@@ -408,15 +408,6 @@ fn binary32_conversions_are_silicons() {
         ("roundss 3", roundss3, |e, a| rounded::<u32>(e, a, Rounding::Zero, false)),
         ("roundss 8", roundss8, |e, a| rounded::<u32>(e, a, Rounding::Nearest, true)),
     ]);
-}
-
-#[test]
-fn unsigned_integers_convert() {
-    let mut env = Env::default();
-    assert_eq!(f64::from_bits(convert::from_u64::<u64>(&mut env, 1 << 63)), 9_223_372_036_854_775_808.0);
-    assert_eq!(env.flags, 0);
-    assert_eq!(f64::from_bits(convert::from_u64::<u64>(&mut env, u64::MAX)), u64::MAX as f64);
-    assert_eq!(env.flags, flag::PE);
 }
 
 /// MXCSR as the last SIGFPE found it.
