@@ -36,9 +36,8 @@ fn code(text: &str) -> String {
 
 /// The first path segments that `code` names below `root`, also in `use crate::{a::b, c}`.
 fn named_below(root: &str, code: &str) -> Vec<String> {
-    let word = |text: &str| -> String {
-        text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
-    };
+    let word =
+        |text: &str| -> String { text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect() };
     let mut found = Vec::new();
     for (at, _) in code.match_indices(root) {
         let before = code[..at].chars().next_back();
@@ -124,7 +123,9 @@ fn files_use_only_what_lies_below_them() {
     assert!(files.len() > 50, "the sources are found");
     let bad: Vec<String> = files
         .iter()
-        .flat_map(|file| violations(file.strip_prefix(&src).unwrap(), &std::fs::read_to_string(file).unwrap()))
+        .flat_map(|file| {
+            violations(file.strip_prefix(&src).unwrap(), &std::fs::read_to_string(file).unwrap())
+        })
         .collect();
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }

@@ -35,16 +35,18 @@ impl Write for Bad {
 /// Floods the console from user space and from the kernel until killed.
 fn flood(instance: &Instance) -> Vec<Child> {
     sh(instance, "echo on >/proc/sys/kernel/printk_devkmsg; echo 8 >/proc/sys/kernel/printk");
-    ["exec yes aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa >/dev/console", "exec yes '<0>flood' >/dev/kmsg"]
-        .iter()
-        .map(|script| instance.command("sh").args(["-c", script]).spawn().unwrap())
-        .collect()
+    [
+        "exec yes aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa >/dev/console",
+        "exec yes '<0>flood' >/dev/kmsg",
+    ]
+    .iter()
+    .map(|script| instance.command("sh").args(["-c", script]).spawn().unwrap())
+    .collect()
 }
 
 fn console_flood(delay: Duration, fails_after: u64) {
     let taken = Arc::new(AtomicU64::new(0));
-    let instance =
-        small().console(Bad { delay, fails_after, taken: taken.clone() }).start().unwrap();
+    let instance = small().console(Bad { delay, fails_after, taken: taken.clone() }).start().unwrap();
     sh(&instance, "true");
     let before = resident_beyond_guest_ram_kib();
     let mut children = flood(&instance);
@@ -57,7 +59,12 @@ fn console_flood(delay: Duration, fails_after: u64) {
     };
     wait_until("the flood runs", || sent() > (1 << 20) || start.elapsed() > Duration::from_secs(10));
     let grown = resident_beyond_guest_ram_kib().saturating_sub(before);
-    println!("{} KiB sent by {:.1?}, {} bytes taken, grown by {grown} KiB", sent() >> 10, start.elapsed(), taken.load(Ordering::Relaxed));
+    println!(
+        "{} KiB sent by {:.1?}, {} bytes taken, grown by {grown} KiB",
+        sent() >> 10,
+        start.elapsed(),
+        taken.load(Ordering::Relaxed)
+    );
     assert!(sent() > 100_000, "that was no flood");
     assert!(grown < 24 * 1024, "grown by {grown} KiB");
     assert!(instance.console_tail().len() <= 16 << 10);

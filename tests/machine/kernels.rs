@@ -77,7 +77,10 @@ fn files_that_are_no_kernel_are_told_apart() {
 
     let missing = PathBuf::from("/nonexistent/kernel");
     let error = boot_error(small().kernel(&missing).start().unwrap_err());
-    assert!(matches!(&error, BootError::Read { source, .. } if source.kind() == ErrorKind::NotFound), "{error}");
+    assert!(
+        matches!(&error, BootError::Read { source, .. } if source.kind() == ErrorKind::NotFound),
+        "{error}"
+    );
     let dir = scratch();
     let error = boot_error(small().kernel(dir.path()).start().unwrap_err());
     assert!(matches!(inner(error, dir.path()), BootError::NotAKernel { .. }));
@@ -182,7 +185,8 @@ fn a_cache_that_cannot_be_written_is_an_error_of_the_cache() {
 /// The system's package sources with those of its backports, where there are such.
 fn sources_with_backports(dir: &Path) -> Option<PathBuf> {
     let release = std::fs::read_to_string("/etc/os-release").ok()?;
-    let codename = release.lines().find_map(|l| l.strip_prefix("VERSION_CODENAME="))?.trim_matches('"').to_owned();
+    let codename =
+        release.lines().find_map(|l| l.strip_prefix("VERSION_CODENAME="))?.trim_matches('"').to_owned();
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     files.extend(std::fs::read_dir("/etc/apt/sources.list.d").ok()?.filter_map(|e| Some(e.ok()?.path())));
     let mut uri = None;

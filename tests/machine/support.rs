@@ -78,9 +78,7 @@ pub(crate) fn resident_beyond_guest_ram_kib() -> u64 {
 /// A static busybox that also runs on this host, from where [`source`] has it.
 pub(crate) fn busybox() -> &'static [u8] {
     static BUSYBOX: OnceLock<Vec<u8>> = OnceLock::new();
-    BUSYBOX.get_or_init(|| {
-        cc::machine::boot::provider::Provider::new().busybox(&|_| {}).expect("a busybox")
-    })
+    BUSYBOX.get_or_init(|| cc::machine::boot::provider::Provider::new().busybox(&|_| {}).expect("a busybox"))
 }
 
 /// A directory that is gone with the value.
