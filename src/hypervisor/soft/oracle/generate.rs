@@ -84,20 +84,25 @@ impl Generator {
             rsp_moved: false,
             rsp_wild: false,
             undefined: 0,
-            ended: false,
+            small_operand: false,
             patches: Vec::new(),
         };
-        for step in 0..length {
-            // Half of the codes have SSE or x87 in them; every code gets the same share.
+        for _ in 0..length {
             let pick = builder.rng.below(self.codes.len());
             let (code, templates) = &self.codes[pick];
             let inexact = undefined::approximate(code.mnemonic());
+            if undefined::small_operand(code.mnemonic()) {
+                if !builder.units.is_empty() {
+                    continue;
+                }
+                builder.small_operand = true;
+            }
             for _ in 0..64 {
                 if builder.instruction(*code, templates) {
                     break;
                 }
             }
-            if inexact || builder.ended || builder.bytes.len() > 0x400 || step == length {
+            if inexact || builder.bytes.len() > 0x400 {
                 break;
             }
         }
@@ -120,7 +125,8 @@ struct Builder {
     /// RSP may point anywhere.
     rsp_wild: bool,
     undefined: u64,
-    ended: bool,
+    /// ST(0) must be small.
+    small_operand: bool,
     patches: Vec<Patch>,
 }
 
@@ -163,9 +169,7 @@ impl Builder {
         let offsets = decoder.get_constant_offsets(&instruction);
         bytes.truncate(instruction.len());
         let mut needs = Needs::default();
-        if !self.operands(&instruction, &mut needs) {
-            return false;
-        }
+        self.operands(&instruction, &mut needs);
         self.special(&instruction, &offsets, &mut bytes, &mut needs);
         self.place(&instruction, &offsets, bytes, needs)
     }
@@ -246,8 +250,8 @@ impl Builder {
         value
     }
 
-    /// Finds what the operands need. False where nothing sensible can be made of them.
-    fn operands(&mut self, instruction: &Instruction, needs: &mut Needs) -> bool {
+    /// Finds what the operands need.
+    fn operands(&mut self, instruction: &Instruction, needs: &mut Needs) {
         let size = instruction.memory_size().size();
         for op in 0..instruction.op_count() {
             match instruction.op_kind(op) {
@@ -267,7 +271,6 @@ impl Builder {
                 _ => {}
             }
         }
-        true
     }
 
     fn memory(&mut self, instruction: &Instruction, needs: &mut Needs) {
@@ -406,7 +409,7 @@ impl Builder {
                 if instruction.op_kind(2) == OpKind::Register {
                     let count = self.rng.below(if word { 17 } else { 70 }) as u64;
                     if word {
-                        needs.registers.retain(|(r, _)| *r != RCX || false);
+                        needs.registers.retain(|(r, _)| *r != RCX);
                         needs.register(RCX, count);
                     } else {
                         self.prefer(RCX, count, needs);
@@ -768,6 +771,11 @@ impl Builder {
         let mmx = rng.chance(30);
         for st in &mut fpu.st {
             *st = if mmx { (values::vector(rng) as u64, 0xffff) } else { values::extended(rng) };
+        }
+        if self.small_operand {
+            let top = usize::from(status >> 11 & 7);
+            fpu.st[top] =
+                (rng.next() | 1 << 63, (0x3fd0 + rng.below(0x2d) as u16) | (rng.next() as u16) & 0x8000);
         }
         for xmm in &mut fpu.xmm {
             *xmm = values::vector(rng);

@@ -75,3 +75,27 @@ pub(super) fn reciprocal(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(mnemonic, M::Rcpps | M::Rcpss | M::Rsqrtps | M::Rsqrtss)
 }
+
+/// Instructions that touch memory in several steps, in an order that is the processor's own. When one
+/// faults, which of its bytes is blamed, and what it has written by then, may differ.
+pub(super) fn many_steps(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Fxsave
+            | M::Fxsave64
+            | M::Fxrstor
+            | M::Fxrstor64
+            | M::Fnsave
+            | M::Frstor
+            | M::Fnstenv
+            | M::Fldenv
+            | M::Maskmovq
+            | M::Maskmovdqu
+    )
+}
+
+/// Instructions that define a result only for small operands.
+pub(super) fn small_operand(mnemonic: Mnemonic) -> bool {
+    matches!(mnemonic, Mnemonic::F2xm1 | Mnemonic::Fyl2xp1)
+}
