@@ -225,7 +225,7 @@ impl Builder {
                 2 => ARENA - back,
                 3 => READ_ONLY + rng.below(0x1000 - reach) as u64,
                 4 => 0x0000_8000_0000_0000 - back,
-                _ => values::integer(rng) & 0xffff_ffff | 0xffff_c000_0000_0000 * (rng.below(2) as u64),
+                _ => values::integer(rng) & 0xffff_ffff | (0xffff_c000_0000_0000 * (rng.below(2) as u64)),
             };
         }
         if rng.chance(8) {

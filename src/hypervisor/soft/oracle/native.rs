@@ -354,7 +354,7 @@ impl Native {
             cc_oracle_enter();
             RUNNING.store(0, Ordering::SeqCst);
             let out = &*context;
-            let fault = (out.out_vector != NO_FAULT).then(|| Fault {
+            let fault = (out.out_vector != NO_FAULT).then_some(Fault {
                 vector: out.out_vector as u8,
                 error: out.out_error as u32,
                 cr2: out.out_cr2,
