@@ -169,6 +169,9 @@ impl Builder {
         let offsets = decoder.get_constant_offsets(&instruction);
         bytes.truncate(instruction.len());
         let mut needs = Needs::default();
+        if instruction.op_kinds().any(|kind| kind == OpKind::MemorySegDI) {
+            return false;
+        }
         self.operands(&instruction, &mut needs);
         self.special(&instruction, &offsets, &mut bytes, &mut needs);
         self.place(&instruction, &offsets, bytes, needs)
@@ -260,8 +263,9 @@ impl Builder {
                     needs.register(RSI, address);
                 }
                 OpKind::MemorySegRDI | OpKind::MemorySegEDI => {
-                    let address = self.target(16).wrapping_sub(segment_base(instruction));
-                    needs.register(RDI, address);
+                    // MASKMOVQ: whether bytes that are not stored can fault is the processor's own.
+                    let address = ARENA + 0x400 + self.rng.below(0x2000) as u64;
+                    needs.register(RDI, address.wrapping_sub(segment_base(instruction)));
                 }
                 OpKind::MemoryESRDI | OpKind::MemoryESEDI => {
                     let address = self.target(size);

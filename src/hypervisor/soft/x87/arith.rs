@@ -135,17 +135,14 @@ fn compare(cpu: &mut Cpu, op: &Op) -> Exec {
 fn compare_flags(cpu: &mut Cpu, op: &Op) -> Exec {
     let mut f = Frame::new(cpu, op)?;
     f.keep_c1 = true;
-    let relation = relate(&mut f, op)?;
-    let bits = match relation {
+    let bits = match relate(&mut f, op)? {
         Relation::Greater => 0,
         Relation::Less => rflags::CF,
         Relation::Equal => rflags::ZF,
         Relation::Unordered => rflags::ZF | rflags::PF | rflags::CF,
     };
-    // Unordered operands are reported in the flags even where #IA is not masked.
-    if !f.refused() || matches!(relation, Relation::Unordered) {
-        f.cpu.flags = Flags::from_bits(bits);
-    }
+    // Also where an unmasked exception keeps the operands on the stack.
+    f.cpu.flags = Flags::from_bits(bits);
     pops(&mut f, op);
     f.done()
 }
