@@ -169,7 +169,11 @@ impl Builder {
         let offsets = decoder.get_constant_offsets(&instruction);
         bytes.truncate(instruction.len());
         let mut needs = Needs::default();
-        if instruction.op_kinds().any(|kind| kind == OpKind::MemorySegDI) {
+        let masked = instruction.op_kinds().any(|kind| {
+            matches!(kind, OpKind::MemorySegDI | OpKind::MemorySegEDI) && segment_base(&instruction) != 0
+                || kind == OpKind::MemorySegDI
+        });
+        if masked {
             return false;
         }
         self.operands(&instruction, &mut needs);
