@@ -88,10 +88,10 @@ fn serve_inherited(fd: Fd) -> ! {
     // The socket must not reach commands; where it was standard input, that becomes /dev/null.
     let raw = fd.raw();
     drop(fd);
-    if raw < 3 {
-        if let Ok(null) = sys::open(c"/dev/null", sys::O_RDWR) {
-            core::mem::forget(null);
-        }
+    if raw < 3
+        && let Ok(null) = sys::open(c"/dev/null", sys::O_RDWR)
+    {
+        core::mem::forget(null);
     }
     if socket.set_nonblocking().is_err() || sys::become_subreaper().is_err() {
         sys::exit(65);
@@ -134,6 +134,12 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     sys::exit(101)
 }
 
-/// Named by the unwind tables of the precompiled core library; panics abort, so nothing calls it.
+/// Named by the precompiled core library; panics abort, so nothing calls it.
 #[unsafe(no_mangle)]
 extern "C" fn rust_eh_personality() {}
+
+/// As [`rust_eh_personality`].
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
+    sys::exit(101)
+}

@@ -77,6 +77,8 @@ pub(crate) struct Server {
     host: Host,
     connection: Connection,
     backoff: u64,
+    /// Whether the console has been told that the host cannot be reached.
+    told: bool,
     generation: u64,
     decoder: Decoder,
     outgoing: Vec<u8>,
@@ -106,6 +108,7 @@ impl Server {
             },
             connection: Connection::Down { retry_at: 0 },
             backoff: BACKOFF.0,
+            told: false,
             generation: 0,
             decoder: Decoder::new(),
             outgoing: Vec::new(),
@@ -171,7 +174,12 @@ impl Server {
         });
         match connecting {
             Ok(fd) => self.connection = Connection::Connecting { fd, until: now + CONNECT_TIMEOUT },
-            Err(_) => self.go_down(),
+            Err(Errno(errno)) => {
+                if !core::mem::replace(&mut self.told, true) {
+                    log(format_args!("cannot reach the host yet: errno {errno}"));
+                }
+                self.go_down();
+            }
         }
     }
 
@@ -214,10 +222,10 @@ impl Server {
                 }
                 let now = sys::now();
                 let down = Connection::Down { retry_at: now + self.backoff };
-                if let Connection::Connecting { fd, .. } = core::mem::replace(&mut self.connection, down) {
-                    if self.go_up(fd, EPOLLOUT).is_err() {
-                        self.go_down();
-                    }
+                if let Connection::Connecting { fd, .. } = core::mem::replace(&mut self.connection, down)
+                    && self.go_up(fd, EPOLLOUT).is_err()
+                {
+                    self.go_down();
                 }
             }
             Connection::Up { fd, .. } => {

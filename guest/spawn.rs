@@ -1,7 +1,6 @@
 //! Starting a process: pipes, then a child that borrows our memory until it has called `exec`, so that
 //! nothing of the agent is copied.
 
-use alloc::ffi::CString;
 use alloc::vec::Vec;
 use core::cell::{Cell, UnsafeCell};
 use core::ffi::CStr;
@@ -34,7 +33,6 @@ static CHILD_STACK: Stack = Stack(UnsafeCell::new([0; STACK]));
 /// All that the child needs, made before it exists: it must not allocate.
 struct Plan<'a> {
     spawn: &'a Spawn<'a>,
-    candidates: Vec<CString>,
     argv: Vec<*const i8>,
     env: Vec<*const i8>,
     stdio: [i32; 3],
@@ -57,7 +55,6 @@ pub(crate) fn start(spawn: &Spawn<'_>, null: &Fd, own_limits: bool) -> Result<St
     }
     let plan = Plan {
         spawn,
-        candidates: candidates(spawn),
         argv: pointers(&spawn.argv),
         env: pointers(&spawn.env),
         stdio: [0, 1, 2].map(|n: usize| theirs[n].as_ref().unwrap_or(null).raw()),
@@ -78,21 +75,6 @@ pub(crate) fn start(spawn: &Spawn<'_>, null: &Fd, own_limits: bool) -> Result<St
         _ => pid,
     };
     Ok(Started { pid, group, pipes })
-}
-
-/// The files to try in turn, as `execvp` does.
-fn candidates(spawn: &Spawn<'_>) -> Vec<CString> {
-    let program = spawn.program.to_bytes();
-    if program.is_empty() || program.contains(&b'/') {
-        return [CString::from(spawn.program)].into();
-    }
-    let path = spawn.env.iter().find_map(|e| e.to_bytes().strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH);
-    path.split(|b| *b == b':')
-        .filter_map(|dir| {
-            let dir = if dir.is_empty() { b"." } else { dir };
-            CString::new([dir, b"/", program].concat()).ok()
-        })
-        .collect()
 }
 
 fn pointers(list: &[&CStr]) -> Vec<*const i8> {
@@ -135,12 +117,44 @@ fn become_command(plan: &Plan<'_>) -> Result<core::convert::Infallible> {
     }
     sys::chdir(spawn.cwd.unwrap_or(c"/"))?;
     sys::set_signal_mask(0);
+    // SAFETY: both lists were made by `pointers` from strings that are still there.
+    let exec = |path: &CStr| unsafe { sys::exec(path, plan.argv.as_ptr(), plan.env.as_ptr()) };
+    let program = spawn.program.to_bytes();
+    if program.is_empty() || program.contains(&b'/') {
+        return Err(exec(spawn.program));
+    }
+    search(spawn, program, exec)
+}
+
+const MAX_NAME: usize = 255;
+const MAX_DIR: usize = 4096;
+
+/// Tries `program` in all directories of the command's `PATH`, as `execvp` does.
+fn search(
+    spawn: &Spawn<'_>,
+    program: &[u8],
+    exec: impl Fn(&CStr) -> Errno,
+) -> Result<core::convert::Infallible> {
+    if program.len() > MAX_NAME {
+        return Err(sys::ENAMETOOLONG);
+    }
+    let path = spawn.env.iter().find_map(|e| e.to_bytes().strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH);
     let mut error = sys::ENOENT;
-    for path in &plan.candidates {
-        // SAFETY: both lists were made by `pointers` from strings that are still there.
-        match unsafe { sys::exec(path, plan.argv.as_ptr(), plan.env.as_ptr()) } {
+    let mut candidate = [0; MAX_DIR + MAX_NAME + 2];
+    for dir in path.split(|b| *b == b':') {
+        let dir = if dir.is_empty() { b"." } else { dir };
+        if dir.len() > MAX_DIR {
+            continue;
+        }
+        let mut len = 0;
+        for part in [dir, b"/", program, b"\0"] {
+            candidate[len..len + part.len()].copy_from_slice(part);
+            len += part.len();
+        }
+        let Ok(file) = CStr::from_bytes_until_nul(&candidate) else { continue };
+        match exec(file) {
             sys::EACCES => error = sys::EACCES,
-            sys::ENOENT | sys::ENOTDIR if plan.candidates.len() > 1 => {}
+            sys::ENOENT | sys::ENOTDIR => {}
             other => return Err(other),
         }
     }

@@ -21,6 +21,7 @@ pub(crate) const ENOTDIR: Errno = Errno(20);
 pub(crate) const EINVAL: Errno = Errno(22);
 pub(crate) const ESHUTDOWN: Errno = Errno(108);
 pub(crate) const EALREADY: Errno = Errno(114);
+pub(crate) const ENAMETOOLONG: Errno = Errno(36);
 pub(crate) const EINPROGRESS: Errno = Errno(115);
 pub(crate) const ECHILD: Errno = Errno(10);
 

@@ -242,11 +242,11 @@ impl Shared {
     }
 
     fn read_all(&self, mut reader: impl Read) {
-        if let Err(e) = self.read_until_error(&mut reader) {
-            if let Some(protocol_error) = e.get_ref().and_then(|e| e.downcast_ref::<protocol::Error>()) {
-                let message = format!("the guest agent broke its protocol: {protocol_error}");
-                let _ = self.cause.set((io::ErrorKind::NotConnected, message));
-            }
+        if let Err(e) = self.read_until_error(&mut reader)
+            && let Some(broken) = e.get_ref().and_then(|e| e.downcast_ref::<protocol::Error>())
+        {
+            let message = format!("the guest agent broke its protocol: {broken}");
+            let _ = self.cause.set((io::ErrorKind::NotConnected, message));
         }
         self.end();
     }

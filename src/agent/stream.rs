@@ -54,6 +54,8 @@ pub(super) struct Slot {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Whether this is a command; else it is a request.
+    command: bool,
     /// The connection has ended; nothing more will come.
     lost: bool,
     started: Option<Result<u32, i32>>,
@@ -83,12 +85,14 @@ struct Outbound {
     /// Bytes taken out and not yet given back as credit.
     taken: u32,
     eof: bool,
-    drained: bool,
+    /// All bytes that have come.
+    received: u64,
+    /// The command has ended, and this much of it was written by then.
+    drained: Option<u64>,
     /// We want no more of it.
     closed: bool,
-    /// A copier to a descriptor of the host has bytes in hand.
-    copying: bool,
-    copied: bool,
+    /// Goes to a descriptor of the host, where so many bytes have been written.
+    copied: Option<u64>,
 }
 
 impl State {
@@ -104,7 +108,13 @@ impl State {
 
 impl Outbound {
     fn is_complete(&self) -> bool {
-        self.eof || self.drained || self.closed
+        self.eof || self.drained.is_some() || self.closed
+    }
+
+    /// Whether what the command itself wrote is where it has to go.
+    fn is_copied(&self) -> bool {
+        let wanted = if self.eof { Some(self.received) } else { self.drained };
+        self.copied.is_none_or(|done| self.closed || wanted.is_some_and(|wanted| done >= wanted))
     }
 
     /// Credit to send after `n` more bytes have been taken out.
@@ -128,7 +138,8 @@ impl Slot {
             ..Outbound::default()
         });
         let input = Inbound { credit: WINDOW, ended: !stdin, closed: false };
-        Slot { state: Mutex::new(State { input, outputs, ..State::default() }), changed: Condvar::new() }
+        let state = State { command: true, input, outputs, ..State::default() };
+        Slot { state: Mutex::new(state), changed: Condvar::new() }
     }
 
     pub(super) fn lose(&self) {
@@ -141,19 +152,24 @@ impl Slot {
     /// Takes in a message of the guest. Says whether the stream is over.
     pub(super) fn take_message(&self, message: Message<'_>) -> Result<bool, Error> {
         let mut state = lock(&self.state);
+        // A stream leaves the table only when nobody can wait on it any more, so each message has to
+        // be one that this stream can have now.
+        let starting = state.command && state.started.is_none();
+        let running = matches!(state.started, Some(Ok(_)));
         let over = match message {
-            Message::Spawned(pid) => {
-                state.started.get_or_insert(Ok(pid));
+            Message::Spawned(pid) if starting => {
+                state.started = Some(Ok(pid));
                 false
             }
-            Message::SpawnFailed(errno) => {
-                state.started.get_or_insert(Err(errno));
+            Message::SpawnFailed(errno) if starting => {
+                state.started = Some(Err(errno));
                 true
             }
-            Message::Reply(errno) => {
+            Message::Reply(errno) if !state.command => {
                 state.reply.get_or_insert(errno);
                 true
             }
+            _ if !running => return Err(Error::Unexpected),
             Message::Data(channel, bytes) => {
                 let output = output_of(&mut state, channel)?;
                 if output.eof {
@@ -162,6 +178,7 @@ impl Slot {
                 output.allowed = output.allowed.checked_sub(bytes.len() as u32).ok_or(Error::Overrun)?;
                 if !output.closed {
                     output.buffer.extend(bytes);
+                    output.received += bytes.len() as u64;
                 }
                 false
             }
@@ -170,7 +187,8 @@ impl Slot {
                 state.is_over()
             }
             Message::Drained(channel) => {
-                output_of(&mut state, channel)?.drained = true;
+                let output = output_of(&mut state, channel)?;
+                output.drained.get_or_insert(output.received);
                 false
             }
             Message::Credit(Channel::Stdin, bytes) => {
@@ -288,10 +306,9 @@ impl Stream {
     /// Waits for the command's end until `deadline`; `None` when that passes first. Output that is
     /// being copied to descriptors of the host has been copied then, up to the command's end.
     pub fn wait_exit(&self, deadline: Option<Instant>) -> io::Result<Option<Exited>> {
-        let copied = |o: &Outbound| !o.copied || (o.is_complete() && o.buffer.is_empty() && !o.copying);
         self.wait_for(deadline, |state| {
             let exited = state.exited?;
-            (state.lost || state.outputs.iter().all(copied)).then_some(exited)
+            (state.lost || state.outputs.iter().all(Outbound::is_copied)).then_some(exited)
         })
     }
 
@@ -379,13 +396,10 @@ impl Stream {
             let mut credit = 0;
             let n = self.wait_for(None, |state| {
                 let out = state.output(output);
-                out.copying = false;
-                self.slot.changed.notify_all();
                 if out.buffer.is_empty() {
                     return (out.eof || out.closed).then_some(0);
                 }
                 let n = io::Read::read(&mut out.buffer, &mut bytes).unwrap_or(0);
-                out.copying = true;
                 credit = out.take(n);
                 Some(n)
             });
@@ -393,18 +407,18 @@ impl Stream {
             if sink.write_all(&bytes[..n]).and_then(|()| sink.flush()).is_err() {
                 break;
             }
+            if let Some(copied) = &mut self.state().output(output).copied {
+                *copied += n as u64;
+            }
+            self.slot.changed.notify_all();
             self.give_credit(output, credit);
         }
-        let mut state = self.state();
-        state.output(output).copied = false;
-        self.slot.changed.notify_all();
-        drop(state);
         self.close(output);
     }
 
     /// Makes [`Stream::wait_exit`] wait for the [`Stream::copy`] that is about to begin.
     pub fn expect_copy(&self, output: Output) {
-        self.state().output(output).copied = true;
+        self.state().output(output).copied = Some(0);
     }
 
     fn give_credit(&self, output: Output, credit: u32) {

@@ -302,7 +302,10 @@ fn the_client_drops_an_agent_that_overruns_a_window() {
 
 #[test]
 fn the_client_refuses_senseless_messages() {
-    let senseless: [fn() -> Message<'static>; 6] = [
+    let senseless: [fn() -> Message<'static>; 9] = [
+        || Message::Spawned(1),
+        || Message::SpawnFailed(1),
+        || Message::Reply(0),
         || Message::Data(Channel::Stdin, b"x"),
         || Message::Credit(Channel::Stdin, 1),
         || Message::Credit(Channel::Stdout, 1),

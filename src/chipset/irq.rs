@@ -2,12 +2,7 @@
 
 use std::sync::Arc;
 
-/// Takes level changes of global system interrupts. Must not call back into the device that
-/// signals: devices signal with their own lock held.
-pub trait IrqSink: Send + Sync {
-    /// Drives `gsi` to `level`. GSIs without a controller input are ignored.
-    fn set_irq(&self, gsi: u32, level: bool);
-}
+pub use crate::hypervisor::IrqSink;
 
 /// One device's interrupt line.
 #[derive(Clone)]

@@ -62,6 +62,13 @@ pub trait LocalApic: Send + Sync {
     fn mmio_base(&self) -> Option<u64>;
 }
 
+/// Takes level changes of global system interrupts. Must not call back into the device that
+/// signals: devices signal with their own lock held.
+pub trait IrqSink: Send + Sync {
+    /// Drives `gsi` to `level`. GSIs without a controller input are ignored.
+    fn set_irq(&self, gsi: u32, level: bool);
+}
+
 /// Signals to a vCPU from other threads.
 pub trait VcpuSignal: Send + Sync {
     /// The local APIC has a new event: look at it soon, and wake from HLT.
@@ -98,6 +105,9 @@ pub enum HypervisorError {
 
 /// A machine's processors and memory on one backend.
 pub trait Vm: Send + Sync {
+    /// The interrupt lines of the backend's own controllers. `None` where it has none: the machine
+    /// then brings the chipset's, whose local APICs it passes to [`Vm::create_vcpu`].
+    fn interrupt_lines(&self) -> Option<Arc<dyn IrqSink>>;
     /// Makes vCPU `id`. `apic` is its local APIC, unless the backend has one of its own.
     fn create_vcpu(
         &self,

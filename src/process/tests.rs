@@ -193,6 +193,16 @@ fn unread_output_is_held_within_the_window() {
 }
 
 #[test]
+fn r9_3_handles_go_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Command>();
+    shared::<Child>();
+    shared::<ChildStdin>();
+    shared::<ChildStdout>();
+    shared::<Stdio>();
+}
+
+#[test]
 fn defaults_and_getters() {
     let agent = HostAgent::start();
     let defaults = Arc::new(Defaults {

@@ -60,7 +60,10 @@ pub(crate) fn basics(command: Factory<'_>) {
     assert!(command("true").env_clear().output().unwrap().status.success());
     // As std: standard input of output() is empty, not the caller's.
     assert_eq!(command("cat").output().unwrap().stdout, b"");
-    assert_eq!(sh(command, "echo $0").arg0("other").arg("zero").output().unwrap().stdout, b"zero\n");
+    assert_eq!(sh(command, "echo $0").arg("zero").output().unwrap().stdout, b"zero\n");
+    // Some shells are one of the names of a program of many.
+    let out = sh(command, "tr '\\0' ' ' </proc/$$/cmdline; :").arg0("/other/sh").output().unwrap();
+    assert!(out.stdout.starts_with(b"/other/sh -c "), "{out:?}");
 
     let mut child = sh(command, "read x; echo got $x; exit 5")
         .stdin(Stdio::piped())
@@ -97,6 +100,9 @@ pub(crate) fn failures_of_exec(command: Factory<'_>) {
     // No shell steps in for a file that is no program.
     let error = command(&format!("{dir}/bad")).output().unwrap_err();
     assert_eq!(error.raw_os_error(), Some(8), "ENOEXEC: {error}");
+    assert_eq!(command(&"x".repeat(300)).output().unwrap_err().raw_os_error(), Some(36), "ENAMETOOLONG");
+    let long = format!("{}:{}/bin:/usr/bin:/bin", ":".repeat(60_000), "/d".repeat(3000));
+    assert!(command("true").env("PATH", long).output().unwrap().status.success());
     // In a PATH, a file that must not be executed counts only when nothing better comes.
     let path = format!("/nonexistent:{dir}:/usr/bin:/bin");
     assert_eq!(command("plain").env("PATH", &path).output().unwrap_err().kind(), ErrorKind::PermissionDenied);
@@ -273,6 +279,19 @@ pub(crate) fn r2_5_orphans_cannot_hang_completion(command: Factory<'_>) {
     std::thread::sleep(Duration::from_millis(100));
     assert!(alive(command, pid.trim()), "what it writes later is thrown away, not refused");
     sh(command, &format!("kill -9 {}", pid.trim())).output().unwrap();
+
+    // The same where its output goes to a file of the host.
+    let sink = File::options().write(true).open("/dev/null").unwrap();
+    let mut child = sh(command, "yes & echo $! >&2; sleep 0.2; exit 2")
+        .stdout(sink)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    assert_eq!(child.wait_timeout(LONG).unwrap().and_then(|s| s.code()), Some(2));
+    let mut pid = [0; 16];
+    let n = child.stderr.take().unwrap().read(&mut pid).unwrap();
+    let pid = std::str::from_utf8(&pid[..n]).unwrap().trim();
+    sh(command, &format!("kill -9 {pid}")).output().unwrap();
 
     // What follows soon is still waited for.
     assert_eq!(text(&sh(command, "(sleep 0.1; echo late) & echo soon").output().unwrap()), "soon\nlate");

@@ -3,7 +3,8 @@ use super::*;
 const AT: u32 = 0xe_0000;
 
 fn machine() -> Description {
-    let virtio = (0..5).map(|i| VirtioMmio { base: 0xd000_0000 + i * 0x1000, size: 0x1000, gsi: 5 + i }).collect();
+    let virtio =
+        (0..5).map(|i| VirtioMmio { base: 0xd000_0000 + i * 0x1000, size: 0x1000, gsi: 5 + i }).collect();
     Description { cpus: 3, serial_gsi: Some(4), virtio }
 }
 
@@ -41,6 +42,13 @@ fn every_table_is_reached_from_the_rsdp_and_sums_to_zero() {
     assert_eq!(flags & (1 << 20 | 1 << 10), 1 << 20 | 1 << 10);
     assert_eq!((fadt[116], u64_at(&fadt, 120), fadt[128]), (1, 0x64, 0xfe));
     let dsdt = table(&block, u64_at(&fadt, 140), b"DSDT");
+
+    // Power off: type 5 into the sleep control register.
+    for (at, port) in [(244, 0x600), (256, 0x601)] {
+        assert_eq!((&fadt[at..at + 4], u64_at(&fadt, at + 4)), (&[1, 8, 0, 1][..], port));
+    }
+    let off = [b"\x08_S5_\x12".as_slice(), &[8, 4, 0x0a, 5, 0x0a, 5, 0, 0]].concat();
+    assert!(dsdt.windows(off.len()).any(|w| w == off), "{dsdt:x?}");
 
     assert_eq!(u32_at(&madt, 36), LOCAL_APIC);
     let mut kinds = Vec::new();

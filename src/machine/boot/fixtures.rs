@@ -10,7 +10,8 @@ fn put(bytes: &mut [u8], at: usize, n: usize, value: u64) {
 pub(super) fn tiny_elf(code: &[u8]) -> Vec<u8> {
     let mut elf = vec![0u8; 120];
     elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-    let fields = [(16, 2, 2), (18, 2, 62), (20, 4, 1), (24, 8, 0x100_0000), (32, 8, 64), (52, 2, 64), (54, 2, 56)];
+    let fields =
+        [(16, 2, 2), (18, 2, 62), (20, 4, 1), (24, 8, 0x100_0000), (32, 8, 64), (52, 2, 64), (54, 2, 56)];
     for (at, n, value) in fields {
         put(&mut elf, at, n, value);
     }
@@ -26,14 +27,18 @@ pub(super) fn tiny_elf(code: &[u8]) -> Vec<u8> {
 
 /// A bzImage around a packed kernel, of release `6.1.0-test`.
 pub(super) fn bzimage(payload: &[u8]) -> Vec<u8> {
+    bzimage_of("6.1.0-test", payload)
+}
+
+fn bzimage_of(release: &str, payload: &[u8]) -> Vec<u8> {
     let mut image = vec![0u8; 1024];
     image[0x1f1] = 1;
     put(&mut image, 0x1fe, 2, 0xaa55);
     image[0x202..0x206].copy_from_slice(b"HdrS");
     put(&mut image, 0x206, 2, 0x20f);
     put(&mut image, 0x20e, 2, 0x300 - 0x200);
-    let release = b"6.1.0-test (someone) #1\0";
-    image[0x300..0x300 + release.len()].copy_from_slice(release);
+    let release = format!("{release} (someone) #1\0");
+    image[0x300..0x300 + release.len()].copy_from_slice(release.as_bytes());
     put(&mut image, 0x248, 4, 64);
     put(&mut image, 0x24c, 4, payload.len() as u64);
     image.resize(1024 + 64, 0x90);
@@ -64,7 +69,9 @@ pub(super) fn module(info: &[&str]) -> Vec<u8> {
     let table = (names_at + names.len()).next_multiple_of(8);
     let mut elf = vec![0u8; table + 3 * 64];
     elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-    for (at, n, value) in [(16, 2, 1), (18, 2, 62), (40, 8, table as u64), (58, 2, 64), (60, 2, 3), (62, 2, 2)] {
+    for (at, n, value) in
+        [(16, 2, 1), (18, 2, 62), (40, 8, table as u64), (58, 2, 64), (60, 2, 3), (62, 2, 2)]
+    {
         put(&mut elf, at, n, value);
     }
     elf[64..names_at].copy_from_slice(strings.as_bytes());
@@ -96,12 +103,15 @@ pub(super) fn tar(files: &[(&str, &[u8])], end: bool) -> Vec<u8> {
 
 /// The files of a kernel package, with `prefix` before each path.
 pub(super) fn kernel_tar(prefix: &str, release: &str) -> Vec<u8> {
-    let kernel = bzimage(&gzip(&tiny_elf(&[0x90; 600])));
+    let kernel = bzimage_of(release, &gzip(&tiny_elf(&[0x90; 600])));
     let modules = format!("{prefix}lib/modules/{release}");
     tar(
         &[
             (&format!("{prefix}boot/vmlinuz-{release}"), &kernel),
-            (&format!("{modules}/kernel/drivers/virtio/virtio_mmio.ko.gz"), &gzip(&module(&["depends=virtio"]))),
+            (
+                &format!("{modules}/kernel/drivers/virtio/virtio_mmio.ko.gz"),
+                &gzip(&module(&["depends=virtio"])),
+            ),
             (&format!("{modules}/kernel/drivers/virtio/virtio.ko.xz"), &xz(&module(&["depends="]))),
             (&format!("{modules}/kernel/drivers/usb/big.ko"), &module(&[])),
             (&format!("{modules}/modules.builtin"), b"kernel/fs/fuse/fuse.ko\n"),
@@ -124,9 +134,11 @@ pub(super) fn busybox() -> Vec<u8> {
 /// A Debian package around a `data.tar`.
 pub(super) fn deb(data: &[u8]) -> Vec<u8> {
     let mut builder = ar::Builder::new(Vec::new());
-    for (name, content) in
-        [("debian-binary", b"2.0\n".to_vec()), ("control.tar.xz", xz(&tar(&[], true))), ("data.tar.xz", xz(data))]
-    {
+    for (name, content) in [
+        ("debian-binary", b"2.0\n".to_vec()),
+        ("control.tar.xz", xz(&tar(&[], true))),
+        ("data.tar.xz", xz(data)),
+    ] {
         let header = ar::Header::new(name.as_bytes().to_vec(), content.len() as u64);
         builder.append(&header, content.as_slice()).unwrap();
     }

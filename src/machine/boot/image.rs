@@ -56,11 +56,13 @@ fn inner(bytes: &[u8]) -> Result<Cow<'_, [u8]>, BootError> {
     if bytes.starts_with(b"MZ") && bytes.get(4..8) == Some(b"zimg") {
         return Err(BootError::WrongArchitecture { found: "arm64 or riscv64 (an EFI zboot image)".into() });
     }
-    if u16_at(bytes, setup::BOOT_FLAG) == Some(0xaa55) && bytes.get(setup::HEADER..setup::HEADER + 4) == Some(b"HdrS")
+    if u16_at(bytes, setup::BOOT_FLAG) == Some(0xaa55)
+        && bytes.get(setup::HEADER..setup::HEADER + 4) == Some(b"HdrS")
     {
         let payload = payload(bytes)?;
-        let format = Format::of(payload)
-            .ok_or(BootError::Unpackable { reason: "the bzImage's payload has a compression format that is not known" })?;
+        let format = Format::of(payload).ok_or(BootError::Unpackable {
+            reason: "the bzImage's payload has a compression format that is not known",
+        })?;
         return Ok(Cow::Owned(decompress(format, payload)?));
     }
     if bytes.len() < setup::END {
@@ -203,7 +205,9 @@ impl Elf {
             found.end = found.end.max(end);
         }
         if !entry_inside {
-            return Err(BootError::NotAKernel { reason: "an ELF file whose entry point lies outside its segments" });
+            return Err(BootError::NotAKernel {
+                reason: "an ELF file whose entry point lies outside its segments",
+            });
         }
         Ok(found)
     }

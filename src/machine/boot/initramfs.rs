@@ -58,14 +58,20 @@ pub fn build(contents: &Contents<'_>) -> Result<Vec<u8>, BootError> {
     for dir in ["home", "usr/lib", "usr/local/bin", "var/log", "var/lib"] {
         cpio.directory(dir, 0o755)?;
     }
-    for (link, target) in [("sbin", "bin"), ("usr/bin", "../bin"), ("usr/sbin", "../bin"), ("var/run", "../run")] {
+    for (link, target) in
+        [("sbin", "bin"), ("usr/bin", "../bin"), ("usr/sbin", "../bin"), ("var/run", "../run")]
+    {
         cpio.symlink(link, target)?;
     }
     cpio.device("dev/console", 0o600, 5, 1)?;
     cpio.device("dev/null", 0o666, 1, 3)?;
 
     let hostname = contents.hostname;
-    cpio.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")?;
+    cpio.file(
+        "etc/passwd",
+        0o644,
+        b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    )?;
     cpio.file("etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n")?;
     let hosts = format!("127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost ip6-loopback\n");
     cpio.file("etc/hosts", 0o644, hosts.as_bytes())?;
@@ -160,8 +166,7 @@ impl Cpio {
         self.entries += 1;
         let links = if mode & DIRECTORY == DIRECTORY { 2 } else { 1 };
         // inode, mode, uid, gid, links, mtime, size, device, special device, name size, checksum
-        let fields =
-            [self.entries, mode, 0, 0, links, 0, size, 0, 0, major, minor, name.len() as u32 + 1, 0];
+        let fields = [self.entries, mode, 0, 0, links, 0, size, 0, 0, major, minor, name.len() as u32 + 1, 0];
         self.out.extend_from_slice(b"070701");
         for value in fields {
             self.out.extend_from_slice(format!("{value:08x}").as_bytes());

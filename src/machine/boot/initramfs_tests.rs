@@ -51,7 +51,8 @@ fn all_parts_are_in_it() {
     })
     .unwrap();
     let entries = parse(&archive);
-    let get = |path: &str| &entries.iter().find(|(name, _)| name == path).unwrap_or_else(|| panic!("{path}")).1;
+    let get =
+        |path: &str| &entries.iter().find(|(name, _)| name == path).unwrap_or_else(|| panic!("{path}")).1;
 
     assert_eq!((get("init").mode, get("init").data.as_slice()), (0o100755, b"the agent".as_slice()));
     assert_eq!(

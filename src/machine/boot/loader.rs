@@ -150,7 +150,9 @@ pub fn load(ram: &GuestRam, boot: &Boot<'_>) -> Result<VcpuState, BootError> {
     .map_err(|e| BootError::Load { reason: e.to_string() })?;
 
     write_page_tables(ram).map_err(failed)?;
-    for (index, entry) in [0, 0, descriptor(&code_segment()), descriptor(&data_segment(0x18))].iter().enumerate() {
+    for (index, entry) in
+        [0, 0, descriptor(&code_segment()), descriptor(&data_segment(0x18))].iter().enumerate()
+    {
         memory.write_obj(*entry, GuestAddress(GDT + 8 * index as u64)).map_err(failed)?;
     }
     Ok(entry_state(elf.entry))

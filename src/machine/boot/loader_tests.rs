@@ -29,7 +29,12 @@ fn everything_is_where_the_boot_protocol_wants_it() {
     let initramfs = vec![0xa5u8; 10_001];
     let state = load(
         &ram,
-        &Boot { kernel: &kernel, initramfs: &initramfs, command_line: "console=ttyS0 x=1", machine: &machine() },
+        &Boot {
+            kernel: &kernel,
+            initramfs: &initramfs,
+            command_line: "console=ttyS0 x=1",
+            machine: &machine(),
+        },
     )
     .unwrap();
 

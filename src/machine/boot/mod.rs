@@ -16,9 +16,9 @@
 pub mod acpi;
 pub mod cmdline;
 mod error;
-pub mod image;
 #[cfg(test)]
 mod fixtures;
+pub mod image;
 pub mod initramfs;
 pub mod loader;
 pub mod modules;

@@ -267,7 +267,8 @@ fn read_capped(from: impl Read, cap: u64) -> std::io::Result<Vec<u8>> {
 /// The module's normalised name and its path with `.ko` as the last extension, if `path` is one's.
 fn module_name(path: &str) -> Option<(String, String)> {
     let path = path.trim_start_matches("./");
-    let stem = ["", ".xz", ".gz", ".zst"].iter().find_map(|ext| path.strip_suffix(ext)?.strip_suffix(".ko"))?;
+    let stem =
+        ["", ".xz", ".gz", ".zst"].iter().find_map(|ext| path.strip_suffix(ext)?.strip_suffix(".ko"))?;
     let file = stem.rsplit('/').next().filter(|f| !f.is_empty())?;
     if stem.split('/').any(|part| part.is_empty() || part == ".." || part == ".") {
         return None;

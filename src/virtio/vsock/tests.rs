@@ -54,7 +54,7 @@ impl Guest {
         guest
     }
 
-    fn give(&mut self, at: u64) {
+    pub(super) fn give(&mut self, at: u64) {
         let head = self.driver.queues[RX].add(&[(at, self.rx_len, true)]).unwrap();
         self.rx_at.insert(head, at);
     }
@@ -561,7 +561,16 @@ fn without_buffers_the_host_waits_and_loses_nothing() {
     assert_eq!(got, data);
 }
 
-/// A guest thread that echoes, or floods, or swallows, until told to stop.
+/// Tells the guest's thread to stop, also when the host's side of a test fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Megabytes per second that a guest takes or sends.
 fn bulk(total: usize, rx_len: u32, to_guest: bool) -> f64 {
     let (host, slot) = device();
     let mut guest = Guest::new(slot, 128, rx_len, 0);
@@ -575,6 +584,7 @@ fn bulk(total: usize, rx_len: u32, to_guest: bool) -> f64 {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (pattern, done) = (&pattern, &done);
+        let _stop = Stop(done);
         scope.spawn(move || {
             let (mut sent, mut received, mut peer_fwd, mut told) = (0u32, 0u32, 0u32, 0u32);
             let mut peer_alloc = super::conn::UNACCEPTED_BUF;
@@ -621,7 +631,6 @@ fn bulk(total: usize, rx_len: u32, to_guest: bool) -> f64 {
             };
             left -= n;
         }
-        done.store(true, Ordering::SeqCst);
     });
     total as f64 / start.elapsed().as_secs_f64() / 1e6
 }
@@ -705,6 +714,7 @@ fn many_streams_echo_at_once() {
         let start = Instant::now();
         std::thread::scope(|scope| {
             let done = &done;
+            let stop = Stop(done);
             let echo = scope.spawn(move || echo(&mut guest, done));
             let streams: Vec<_> = (0..6u32)
                 .map(|n| {
@@ -739,7 +749,7 @@ fn many_streams_echo_at_once() {
                 })
                 .collect();
             let results: Vec<_> = threads.into_iter().map(|t| t.join()).collect();
-            done.store(true, Ordering::SeqCst);
+            drop(stop);
             echo.join().unwrap();
             assert!(results.iter().all(Result::is_ok));
         });

@@ -113,12 +113,6 @@ pub(crate) fn from_i64<F: Float>(env: &mut Env, v: i64) -> F {
     from_magnitude(env, v < 0, v.unsigned_abs())
 }
 
-/// From an unsigned 64-bit integer.
-#[inline]
-pub(crate) fn from_u64<F: Float>(env: &mut Env, v: u64) -> F {
-    from_magnitude(env, false, v)
-}
-
 /// ROUNDSS and its kin: to an integral value in `rounding`; `quiet` keeps PE from being raised
 /// (immediate bit 3).
 #[inline]

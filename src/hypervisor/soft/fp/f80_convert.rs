@@ -114,7 +114,7 @@ pub(crate) fn to_bcd(env: &mut Env, a: F80) -> [u8; 10] {
     let mut out = [0; 10];
     for byte in &mut out[..9] {
         let pair = (v % 100) as u8;
-        *byte = pair / 10 << 4 | pair % 10;
+        *byte = (pair / 10) << 4 | (pair % 10);
         v /= 100;
     }
     out[9] = u8::from(a.negative()) << 7;

@@ -16,8 +16,6 @@
 //! the exceptions before the computation (IE, DE, ZE) discard it; x87 OE and UE keep it, with its
 //! exponent wrapped as the manual says.
 
-#![allow(dead_code, unused_imports)]
-
 pub(crate) mod convert;
 pub(crate) mod f80;
 pub(crate) mod f80_convert;

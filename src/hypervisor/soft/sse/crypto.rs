@@ -117,14 +117,12 @@ pub(super) fn aeskeygenassist(b: u128, imm: u8) -> u128 {
     })
 }
 
-/// Carry-less product of the quadwords that bits 0 and 4 of `imm` choose.
-pub(super) fn pclmulqdq(a: u128, b: u128, imm: u8) -> u128 {
-    let x = u128::from(a.u64(usize::from(imm & 1)));
-    let mut y = b.u64(usize::from(imm >> 4 & 1));
+/// Carry-less product.
+pub(super) fn carryless(a: u64, mut b: u64) -> u128 {
     let mut product = 0;
-    while y != 0 {
-        product ^= x << y.trailing_zeros();
-        y &= y - 1;
+    while b != 0 {
+        product ^= u128::from(a) << b.trailing_zeros();
+        b &= b - 1;
     }
     product
 }

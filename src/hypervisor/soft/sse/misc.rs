@@ -9,7 +9,7 @@ use super::super::flags::Flags;
 use super::super::int::Int;
 use super::super::op::{Exec, Handler, Op};
 use super::access::*;
-use super::crypto;
+use super::native;
 use super::text::{self, Matches};
 
 /// Writable bits of MXCSR.
@@ -147,13 +147,13 @@ fn ptest_memory(cpu: &mut Cpu, op: &Op) -> Exec {
 fn crc32(ins: &Instruction) -> Option<Handler> {
     fn register<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
         let data = cpu.get::<T>(op.src).to_u64();
-        let crc = crypto::crc32(cpu.get(op.dst), data, T::BYTES as usize);
+        let crc = native::crc32(cpu.get(op.dst), data, T::BYTES as usize);
         cpu.set::<u64>(op.dst, crc.into());
         Ok(())
     }
     fn memory<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
         let data = cpu.load::<T>(op)?.to_u64();
-        let crc = crypto::crc32(cpu.get(op.dst), data, T::BYTES as usize);
+        let crc = native::crc32(cpu.get(op.dst), data, T::BYTES as usize);
         cpu.set::<u64>(op.dst, crc.into());
         Ok(())
     }

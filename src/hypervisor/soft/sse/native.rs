@@ -1,18 +1,22 @@
 //! The hot 128-bit operations on the host's own vector unit. SSE2 is part of every x86-64 host;
-//! elsewhere the portable definitions stand in. Same names and meaning as in [`super::int`] and
-//! [`super::shuffle`], which the tests hold these against.
+//! elsewhere the portable definitions stand in. Same names and meaning as in [`super::int`],
+//! [`super::shuffle`] and [`super::crypto`], which the tests hold these against.
 
 #![allow(unsafe_code)]
+
+use super::lane::Vector;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86_64::*;
 
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) use super::{int::*, shuffle::*};
+pub(super) use super::{crypto::*, int::*, shuffle::*};
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
     use core::arch::x86_64::*;
+
+    use super::super::{crypto, shuffle};
 
     #[inline(always)]
     fn vector(v: u128) -> __m128i {
@@ -103,9 +107,57 @@ mod x86_64 {
         psrad _mm_sra_epi32;
     }
 
+    /// Operations that only some hosts have; the others compute them in software.
+    macro_rules! detected {
+        ($($feature:tt: $name:ident($($arg:ident: $ty:ty),*) -> $result:ty, $host:expr, $software:path;)*) => {$(
+            #[inline(always)]
+            pub(in super::super) fn $name($($arg: $ty),*) -> $result {
+                #[target_feature(enable = $feature)]
+                fn host($($arg: $ty),*) -> $result {
+                    $host
+                }
+                if std::is_x86_feature_detected!($feature) {
+                    // SAFETY: the host has the feature.
+                    unsafe { host($($arg),*) }
+                } else {
+                    $software($($arg),*)
+                }
+            }
+        )*};
+    }
+
+    detected! {
+        "ssse3": pshufb(a: u128, b: u128) -> u128,
+            integer(_mm_shuffle_epi8(vector(a), vector(b))), shuffle::pshufb;
+        "aes": aesenc(a: u128, key: u128) -> u128,
+            integer(_mm_aesenc_si128(vector(a), vector(key))), crypto::aesenc;
+        "aes": aesenclast(a: u128, key: u128) -> u128,
+            integer(_mm_aesenclast_si128(vector(a), vector(key))), crypto::aesenclast;
+        "aes": aesdec(a: u128, key: u128) -> u128,
+            integer(_mm_aesdec_si128(vector(a), vector(key))), crypto::aesdec;
+        "aes": aesdeclast(a: u128, key: u128) -> u128,
+            integer(_mm_aesdeclast_si128(vector(a), vector(key))), crypto::aesdeclast;
+        "pclmulqdq": carryless(a: u64, b: u64) -> u128,
+            integer(_mm_clmulepi64_si128::<0>(vector(a.into()), vector(b.into()))), crypto::carryless;
+        "sse4.2": crc32(crc: u32, data: u64, bytes: usize) -> u32,
+            match bytes {
+                1 => _mm_crc32_u8(crc, data as u8),
+                2 => _mm_crc32_u16(crc, data as u16),
+                4 => _mm_crc32_u32(crc, data as u32),
+                _ => _mm_crc32_u64(crc.into(), data) as u32,
+            },
+            crypto::crc32;
+    }
+
     #[inline(always)]
     pub(in super::super) fn pmovmskb(a: u128) -> u32 {
         // SAFETY: SSE2 is in the x86-64 baseline.
         unsafe { _mm_movemask_epi8(vector(a)) as u32 }
     }
+}
+
+/// Carry-less product of the quadwords that bits 0 and 4 of `imm` choose.
+#[inline(always)]
+pub(super) fn pclmulqdq(a: u128, b: u128, imm: u8) -> u128 {
+    carryless(a.u64(usize::from(imm & 1)), b.u64(usize::from(imm >> 4 & 1)))
 }

@@ -87,7 +87,7 @@ fn binary(ins: &Instruction) -> Option<Handler> {
         Phsubsw int int u64 phsubsw;
         Pmaddubsw int int u64 pmaddubsw;
         Pmulhrsw int int u64 pmulhrsw;
-        Pshufb shuffle shuffle u64 pshufb;
+        Pshufb native shuffle u64 pshufb;
     };
     Some(by_source(ins, forms))
 }
@@ -154,10 +154,10 @@ fn sse_only(ins: &Instruction) -> Option<Handler> {
         Mnemonic::Pblendvb => by_mask!(shuffle::pblendvb),
         Mnemonic::Blendvps => by_mask!(shuffle::blendvps),
         Mnemonic::Blendvpd => by_mask!(shuffle::blendvpd),
-        Mnemonic::Aesenc => sse_forms!(crypto::aesenc),
-        Mnemonic::Aesenclast => sse_forms!(crypto::aesenclast),
-        Mnemonic::Aesdec => sse_forms!(crypto::aesdec),
-        Mnemonic::Aesdeclast => sse_forms!(crypto::aesdeclast),
+        Mnemonic::Aesenc => sse_forms!(native::aesenc),
+        Mnemonic::Aesenclast => sse_forms!(native::aesenclast),
+        Mnemonic::Aesdec => sse_forms!(native::aesdec),
+        Mnemonic::Aesdeclast => sse_forms!(native::aesdeclast),
         Mnemonic::Aesimc => sse_forms!(crypto::aesimc),
         _ => return None,
     };
@@ -179,7 +179,7 @@ fn with_imm(ins: &Instruction) -> Option<Handler> {
         Mnemonic::Blendpd => sse_forms_imm!(shuffle::blendpd),
         Mnemonic::Mpsadbw => sse_forms_imm!(int::mpsadbw),
         Mnemonic::Aeskeygenassist => sse_forms_imm!(|_, b, i| crypto::aeskeygenassist(b, i)),
-        Mnemonic::Pclmulqdq => sse_forms_imm!(crypto::pclmulqdq),
+        Mnemonic::Pclmulqdq => sse_forms_imm!(native::pclmulqdq),
         _ => return None,
     };
     Some(by_source(ins, forms))

@@ -90,7 +90,7 @@ fn compute(cpu: &mut Cpu, op: &Op) -> Exec {
     f.done()
 }
 
-/// Compares ST(0) with the source; a missing operand is unordered, or `None` if that is unmasked.
+/// Compares ST(0) with the source; a missing operand is unordered.
 fn relate(f: &mut Frame, op: &Op) -> Result<Relation, Stop> {
     let other = memory(f.cpu, op)?;
     let a = f.get(0);
@@ -141,7 +141,6 @@ fn compare_flags(cpu: &mut Cpu, op: &Op) -> Exec {
         Relation::Equal => rflags::ZF,
         Relation::Unordered => rflags::ZF | rflags::PF | rflags::CF,
     };
-    // Also where an unmasked exception keeps the operands on the stack.
     f.cpu.flags = Flags::from_bits(bits);
     pops(&mut f, op);
     f.done()
@@ -303,7 +302,8 @@ fn two_results(f: &mut Frame, run: fn(&mut Env, F80) -> Option<(F80, F80)>) {
     let a = f.get(0);
     let full = f.full();
     let Some(a) = a.filter(|_| !full) else {
-        if if full { f.overflow() } else { f.underflow() } {
+        let masked = if a.is_none() { f.underflow() } else { f.overflow() };
+        if masked {
             f.set(0, F80::INDEFINITE);
             f.push(F80::INDEFINITE);
         }
@@ -335,14 +335,6 @@ fn fptan(cpu: &mut Cpu, op: &Op) -> Exec {
 
 fn fxtract(cpu: &mut Cpu, op: &Op) -> Exec {
     let mut f = Frame::new(cpu, op)?;
-    // Here, other than in FSINCOS and FPTAN, an empty source comes before a full stack.
-    if f.get(0).is_none() {
-        if f.underflow() {
-            f.set(0, F80::INDEFINITE);
-            f.push(F80::INDEFINITE);
-        }
-        return f.done();
-    }
     two_results(&mut f, |env, a| Some(remainder::extract(env, a)));
     f.done()
 }

@@ -7,7 +7,7 @@ use crate::arch::x86_64::{FpuState, cr0, vector};
 
 use super::super::cpu::Cpu;
 use super::super::op::{Exec, Handler, Op};
-use super::stack::{check_mmx, pending, status, summarize};
+use super::stack::{check, pending, status, summarize};
 
 /// #NM only.
 pub(super) fn available(cpu: &mut Cpu) -> Exec {
@@ -42,7 +42,7 @@ fn fnclex(cpu: &mut Cpu, _: &Op) -> Exec {
 }
 
 fn fldcw(cpu: &mut Cpu, op: &Op) -> Exec {
-    check_mmx(cpu)?;
+    check(cpu)?;
     let v = cpu.load::<u16>(op)?;
     cpu.fpu.control = control_word(v);
     summarize(&mut cpu.fpu);

@@ -1,4 +1,4 @@
-//! x87 instructions, FXSAVE and FXRSTOR, and the register file that MMX shares with the x87.
+//! x87 instructions, FXSAVE and FXRSTOR.
 //!
 //! Computing is [`super::fp`]'s; here are the register stack, the tags, the status word and the
 //! order of things: a *waiting* instruction first reports what an earlier one left pending (#MF),
@@ -20,9 +20,6 @@ mod transfer;
 use iced_x86::Instruction;
 
 use super::op::{Handler, Op};
-
-#[allow(unused_imports)]
-pub(super) use stack::{check_mmx, empty_mmx, enter_mmx};
 
 /// Handler for the instruction, if it is one of this family.
 pub(super) fn lower(ins: &Instruction, op: &mut Op) -> Option<Handler> {

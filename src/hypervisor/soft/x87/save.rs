@@ -8,7 +8,7 @@ use super::super::cpu::Cpu;
 use super::super::fp::F80;
 use super::super::op::{Exec, Handler, Op, flag};
 use super::control::{available, control_word, initialize};
-use super::stack::{check_mmx, physical, summarize};
+use super::stack::{check, physical, summarize};
 
 /// Bytes of an environment with 16-bit and 32-bit fields.
 const ENV16: usize = 14;
@@ -110,7 +110,7 @@ fn fnstenv<const WIDTH: usize>(cpu: &mut Cpu, op: &Op) -> Exec {
 }
 
 fn fldenv<const WIDTH: usize>(cpu: &mut Cpu, op: &Op) -> Exec {
-    check_mmx(cpu)?;
+    check(cpu)?;
     let mut image = [0; ENV32];
     let at = cpu.ea(op);
     cpu.read_bytes(at, &mut image[..7 * WIDTH])?;
@@ -130,7 +130,7 @@ fn fnsave<const WIDTH: usize>(cpu: &mut Cpu, op: &Op) -> Exec {
 }
 
 fn frstor<const WIDTH: usize>(cpu: &mut Cpu, op: &Op) -> Exec {
-    check_mmx(cpu)?;
+    check(cpu)?;
     let mut image = [0; ENV32 + REGISTERS];
     let at = cpu.ea(op);
     cpu.read_bytes(at, &mut image[..7 * WIDTH + REGISTERS])?;

@@ -41,24 +41,10 @@ pub(super) fn rotate(fpu: &mut FpuState, by: u16) {
     fpu.status = fpu.status & !status::TOP | fpu.status.wrapping_add(by << 11) & status::TOP;
 }
 
-/// What every MMX instruction but EMMS does to the x87: top of stack 0, all registers valid. (The
-/// exponent of a register that it writes becomes 0xffff.)
-pub(in super::super) fn enter_mmx(fpu: &mut FpuState) {
-    fpu.status &= !status::TOP;
-    fpu.tag = 0xff;
-}
-
-/// EMMS: all registers empty.
-#[allow(dead_code)]
-pub(in super::super) fn empty_mmx(fpu: &mut FpuState) {
-    fpu.status &= !status::TOP;
-    fpu.tag = 0;
-}
-
-/// What comes before every MMX and every waiting x87 instruction: #NM, and #MF if an exception is
+/// What comes before every waiting instruction: #NM, and #MF if an exception is
 /// pending.
 #[inline]
-pub(in super::super) fn check_mmx(cpu: &mut Cpu) -> Exec {
+pub(super) fn check(cpu: &mut Cpu) -> Exec {
     if !cpu.fpu_ok {
         return Err(cpu.fpu_unavailable());
     }
@@ -89,7 +75,7 @@ pub(super) struct Frame<'a> {
 impl<'a> Frame<'a> {
     #[inline]
     pub(super) fn new(cpu: &'a mut Cpu, op: &'a Op) -> Result<Self, Stop> {
-        check_mmx(cpu)?;
+        check(cpu)?;
         let env = Env::from_control(cpu.fpu.control);
         Ok(Self { cpu, op, env, keep_c1: false, stack_fault: false })
     }

@@ -227,7 +227,14 @@ mod silicon {
         Outcome { image: get(RESULT, 512), data: get(DATA, DATA_LEN), rax: out, flags: rax & mask }
     }
 
-    fn on_soft(m: &mut Machine, instruction: &[u8], image: &[u8], data: &[u8], rax: u64, flags: u64) -> Outcome {
+    fn on_soft(
+        m: &mut Machine,
+        instruction: &[u8],
+        image: &[u8],
+        data: &[u8],
+        rax: u64,
+        flags: u64,
+    ) -> Outcome {
         m.write(BASE, &program(instruction, 0xf4));
         m.write(IMAGE, image);
         m.write(RESULT, &[0xcc; 512]);
@@ -241,7 +248,8 @@ mod silicon {
         m.vcpu.set_state(&m.state).unwrap();
         assert_eq!(m.vcpu.run(&NoIo).unwrap(), Exit::Halted);
         let s = m.vcpu.state().unwrap();
-        let mut out = Outcome { image: vec![0; 512], data: vec![0; DATA_LEN], rax: s.gpr[0], flags: s.gpr[9] & 0x8d5 };
+        let mut out =
+            Outcome { image: vec![0; 512], data: vec![0; DATA_LEN], rax: s.gpr[0], flags: s.gpr[9] & 0x8d5 };
         m.ram.memory().read_slice(&mut out.image, GuestAddress(RESULT)).unwrap();
         m.ram.memory().read_slice(&mut out.data, GuestAddress(DATA)).unwrap();
         out
@@ -317,7 +325,7 @@ mod silicon {
         map();
         let mut m = Machine::new();
         let mut r = Random(0x1bad_5eed_0dd5_ca1e);
-        let rounds: u32 = std::env::var("CC_X87_ROUNDS").ok().and_then(|v| v.parse().ok()).unwrap_or(60);
+        let rounds: u32 = std::env::var("CC_X87_ROUNDS").ok().and_then(|v| v.parse().ok()).unwrap_or(100);
         let mut failures = Vec::new();
         let mut cases = 0u64;
         for (bytes, mnemonic) in instructions() {
@@ -337,7 +345,7 @@ mod silicon {
                     3 => data[71] = 0x7f,
                     _ => {}
                 }
-                let flags = 0x202 | r.next() & 0x8d5;
+                let flags = 2 | r.next() & 0x8d5;
                 let rax = r.next();
                 if open(mnemonic, &image) {
                     continue;

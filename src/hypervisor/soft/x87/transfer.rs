@@ -182,7 +182,7 @@ fn fst_st(cpu: &mut Cpu, op: &Op) -> Exec {
     f.done()
 }
 
-/// The undocumented FSTP (D9 D8): an empty source is no exception, and nothing is stored.
+/// FSTP without a stack check (D9 D8 to D9 DF): an empty register is just popped.
 fn fstpnce(cpu: &mut Cpu, op: &Op) -> Exec {
     let mut f = Frame::new(cpu, op)?;
     if let Some(v) = f.get(0) {
@@ -285,7 +285,7 @@ pub(super) fn lower(ins: &Instruction, op: &mut Op) -> Option<Handler> {
         return Some(fcmov);
     }
     op.extra = match ins.mnemonic() {
-        M::Fstp | M::Fistp | M::Fbstp | M::Ffreep | M::Fstpnce => POP,
+        M::Fstp | M::Fistp | M::Fbstp | M::Ffreep => POP,
         M::Fisttp => POP | TRUNCATE,
         M::Fincstp => 1,
         M::Fdecstp => 7,

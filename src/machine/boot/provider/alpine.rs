@@ -69,11 +69,18 @@ pub(super) fn kernel(
     let file = package.file();
     let mut unpacker = KernelUnpacker::new(draft)?;
     with_data(&file, &package, &bytes, progress, |tar| unpacker.take(&file, tar))?;
-    unpacker.finish(&format!("Alpine {} {}", package.name, package.version), &format!("alpine-{}", package.version))
+    unpacker.finish(
+        &format!("Alpine {} {}", package.name, package.version),
+        &format!("alpine-{}", package.version),
+    )
 }
 
 /// Fetches and unpacks the current `busybox-static`.
-pub(super) fn busybox(options: &Options, draft: &mut Draft, progress: OnProgress<'_>) -> Result<(), BootError> {
+pub(super) fn busybox(
+    options: &Options,
+    draft: &mut Draft,
+    progress: OnProgress<'_>,
+) -> Result<(), BootError> {
     let (package, bytes) = fetch(options, "busybox-static", None, progress)?;
     let file = package.file();
     with_data(&file, &package, &bytes, progress, |tar| unpack_busybox(draft, &file, tar))?;
@@ -183,7 +190,8 @@ fn open_index(bytes: &[u8], keys: &[(String, String)]) -> Result<String, BootErr
 
 /// The package `name` in an index. Anything that does not look like one is passed over.
 fn find(index: &str, name: &str) -> Option<Package> {
-    let plain = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._~".contains(&b));
+    let plain =
+        |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._~".contains(&b));
     index.split("\n\n").find_map(|stanza| {
         let field = |key: &str| stanza.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
         if field("P")? != name {
@@ -329,4 +337,4 @@ fn base64(text: &str) -> Option<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

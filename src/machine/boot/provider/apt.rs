@@ -166,7 +166,10 @@ impl<'a> Apt<'a> {
             BootError::Package { package, reason } if !warnings.is_empty() => {
                 let _ = std::fs::remove_file(&stamp);
                 tracing::debug!(warnings, "no {what}");
-                BootError::Package { package, reason: format!("{reason} (apt-get update: {})", last_words(&warnings)) }
+                BootError::Package {
+                    package,
+                    reason: format!("{reason} (apt-get update: {})", last_words(&warnings)),
+                }
             }
             other => other,
         })
@@ -189,7 +192,9 @@ impl<'a> Apt<'a> {
                 .filter_map(|name| name.strip_prefix("linux-image-")?.strip_suffix(flavour))
                 .filter(|release| version_matches(release, version))
                 // `-amd64` also ends `-cloud-amd64` and the like.
-                .filter(|release| !release.contains(|c: char| c.is_ascii_alphabetic()) || release.contains("+deb"))
+                .filter(|release| {
+                    !release.contains(|c: char| c.is_ascii_alphabetic()) || release.contains("+deb")
+                })
                 .filter(|release| !release.ends_with("-cloud") && !release.ends_with("-rt"))
                 .collect();
             releases.sort_by_key(|release| std::cmp::Reverse(numbers(release)));
@@ -221,7 +226,9 @@ impl<'a> Apt<'a> {
         let text = match shown {
             Ok((text, _)) => text,
             // How apt-cache says that it does not know the package.
-            Err(BootError::Command { reason, .. }) if reason.contains("No packages found") => return Ok(None),
+            Err(BootError::Command { reason, .. }) if reason.contains("No packages found") => {
+                return Ok(None);
+            }
             Err(e) => return Err(e),
         };
         Ok(parse_stanza(&text))
@@ -243,7 +250,12 @@ impl<'a> Apt<'a> {
             let what = format!("{}={}", package.name, package.version);
             let args = ["-q", "-o", "APT::Status-Fd=1", "download", &what];
             let report = |current| {
-                progress(Progress { phase: Phase::Download, what: &package.name, current, total: Some(package.size) });
+                progress(Progress {
+                    phase: Phase::Download,
+                    what: &package.name,
+                    current,
+                    total: Some(package.size),
+                });
             };
             report(0);
             self.run("apt-get", &args, Some(&dir), |line| {
@@ -256,7 +268,8 @@ impl<'a> Apt<'a> {
             .map_err(|e| no_space(e, &dir))?;
             report(package.size);
             let mut found = std::fs::read_dir(&dir).map_err(cache_error("read", &dir))?;
-            let file = found.find_map(|f| f.ok().map(|f| f.path()).filter(|p| p.extension().is_some_and(|e| e == "deb")));
+            let file = found
+                .find_map(|f| f.ok().map(|f| f.path()).filter(|p| p.extension().is_some_and(|e| e == "deb")));
             files.push(file.ok_or_else(|| BootError::Package {
                 package: package.name.clone(),
                 reason: "apt-get download made no file".into(),
@@ -273,7 +286,8 @@ impl<'a> Apt<'a> {
         dir: Option<&Path>,
         mut on_line: impl FnMut(&str),
     ) -> Result<(String, String), BootError> {
-        let failed = |reason: String| BootError::Command { program: format!("{program} {}", args.join(" ")), reason };
+        let failed =
+            |reason: String| BootError::Command { program: format!("{program} {}", args.join(" ")), reason };
         let mut command = Command::new(program);
         let mut set = |key: &str, value: &Path| {
             let mut option = std::ffi::OsString::from(format!("{key}="));
@@ -345,7 +359,9 @@ impl<'a> Apt<'a> {
 /// A full disk shows only in what apt says.
 fn no_space(e: BootError, dir: &Path) -> BootError {
     match &e {
-        BootError::Command { reason, .. } if reason.contains("No space left") || reason.contains("enough free space") => {
+        BootError::Command { reason, .. }
+            if reason.contains("No space left") || reason.contains("enough free space") =>
+        {
             cache_error("download", dir)(std::io::ErrorKind::StorageFull.into())
         }
         _ => e,
@@ -356,9 +372,11 @@ fn missing(names: &str) -> BootError {
     BootError::Package { package: names.to_owned(), reason: "not in any of apt's sources".into() }
 }
 
-/// The last few error lines of a program, in one line.
+/// What a program said went wrong, in one line: its lines marked as errors or, without such, its last.
 fn last_words(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    let errors: Vec<&str> = lines.iter().copied().filter(|l| l.starts_with("E:")).collect();
+    let lines = if errors.is_empty() { lines } else { errors };
     lines[lines.len().saturating_sub(3)..].join("; ")
 }
 

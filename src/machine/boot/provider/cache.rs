@@ -124,8 +124,10 @@ impl Lock {
         sync_dir(&from)?;
 
         let entries = self.dir.join("entries");
-        let name: String =
-            name.chars().map(|c| if c.is_ascii_alphanumeric() || "+-._~".contains(c) { c } else { '_' }).collect();
+        let name: String = name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || "+-._~".contains(c) { c } else { '_' })
+            .collect();
         let to = entries.join(&name);
         if to.exists() && Entry::open(to.clone()).is_none() {
             // Damaged or of an older format: out of the way, under a name that is cleared later.
@@ -228,8 +230,13 @@ impl Entry {
         self.meta.get(key).cloned().unwrap_or_default()
     }
 
+    /// The release name, of a kernel.
+    pub(super) fn release(&self) -> String {
+        self.note("release")
+    }
+
     pub(super) fn kernel(&self) -> Result<Kernel, BootError> {
-        let release = self.note("release");
+        let release = self.release();
         let archive = self.file("modules.tar");
         let modules = File::open(&archive)
             .and_then(|file| ModuleStore::from_archive(file, &release))

@@ -94,6 +94,16 @@ impl Provider {
             kernel: env_path("CC_KERNEL"),
             busybox: env_path("CC_BUSYBOX"),
             cache_dir: env_path("CC_CACHE_DIR"),
+            ..Self::bare()
+        }
+    }
+
+    /// All ways open, whatever the environment says.
+    fn bare() -> Self {
+        Self {
+            kernel: None,
+            busybox: None,
+            cache_dir: None,
             version: None,
             offline: false,
             apt: true,
@@ -174,8 +184,12 @@ impl Provider {
             Some(version) => format!("kernel-{}", checked_version(version)?),
             None => "kernel".to_owned(),
         };
-        let dir = self.obtain(
-            &wanted,
+        let suits = |entry: &cache::Entry| {
+            self.version.as_deref().is_none_or(|version| version_matches(&entry.release(), version))
+        };
+        let entry = self.obtain(
+            &[&wanted, "kernel"],
+            &suits,
             progress,
             |tried| BootError::NoKernel { tried },
             |way, draft| match way {
@@ -183,7 +197,7 @@ impl Provider {
                 Way::Alpine => alpine::kernel(&self.alpine, self.version.as_deref(), draft, progress),
             },
         )?;
-        dir.kernel()
+        entry.kernel()
     }
 
     /// Finds or fetches a static busybox and gives its bytes.
@@ -194,7 +208,8 @@ impl Provider {
             return Ok(bytes);
         }
         let entry = self.obtain(
-            "busybox",
+            &["busybox"],
+            &|_| true,
             progress,
             |tried| BootError::NoUserland { tried },
             |way, draft| match way {
@@ -205,9 +220,12 @@ impl Provider {
         read_file(&entry.file("busybox"), MAX_BUSYBOX)
     }
 
+    /// Gives the first entry of `requests` that is in the cache and suits, or fetches one for the
+    /// first request.
     fn obtain(
         &self,
-        wanted: &str,
+        requests: &[&str],
+        suits: &dyn Fn(&cache::Entry) -> bool,
         progress: OnProgress<'_>,
         nothing: impl Fn(Vec<Attempt>) -> BootError,
         fetch: impl Fn(Way<'_>, &mut Draft) -> Result<(), BootError>,
@@ -216,17 +234,21 @@ impl Provider {
             Some(dir) => dir.clone(),
             None => Cache::default_dir().ok_or(BootError::NoCacheDirectory)?,
         });
-        if let Some(entry) = cache.find(wanted) {
+        let find = || requests.iter().find_map(|request| cache.find(request).filter(suits));
+        let wanted = requests[0];
+        if let Some(entry) = find() {
             return Ok(entry);
         }
-        let mut tried = vec![Attempt { way: format!("the cache {}", cache.dir().display()), reason: "not in it".into() }];
+        let mut tried =
+            vec![Attempt { way: format!("the cache {}", cache.dir().display()), reason: "not in it".into() }];
         if self.offline {
             tried.push(Attempt { way: "the network".into(), reason: "switched off (offline)".into() });
             return Err(nothing(tried));
         }
-        let lock = cache.lock(|| progress(Progress { phase: Phase::Waiting, what: wanted, current: 0, total: None }))?;
+        let lock = cache
+            .lock(|| progress(Progress { phase: Phase::Waiting, what: wanted, current: 0, total: None }))?;
         // Another process may have fetched it while this one waited.
-        if let Some(entry) = cache.find(wanted) {
+        if let Some(entry) = find() {
             return Ok(entry);
         }
         for name in ["apt", "alpine"] {
@@ -236,7 +258,10 @@ impl Provider {
                     Ok(apt) => (Way::Apt(Box::new(apt)), "the system's package manager (apt)".to_owned()),
                     Err(e @ BootError::Cache { .. }) => return Err(e),
                     Err(e) => {
-                        tried.push(Attempt { way: "the system's package manager (apt)".into(), reason: e.chain() });
+                        tried.push(Attempt {
+                            way: "the system's package manager (apt)".into(),
+                            reason: e.chain(),
+                        });
                         continue;
                     }
                 },
@@ -304,7 +329,8 @@ fn from_path(path: &Path) -> Result<Kernel, BootError> {
     let (file, root) = if meta.is_dir() { (kernel_in(path)?, Some(path)) } else { (path.to_owned(), None) };
     let bytes = read_file(&file, MAX_KERNEL_FILE)?;
     let vmlinux = image::vmlinux(&bytes).map_err(|e| e.in_file(&file))?;
-    let release = image::release(&bytes).or_else(|| image::release(&vmlinux)).unwrap_or_else(|| "unknown".into());
+    let release =
+        image::release(&bytes).or_else(|| image::release(&vmlinux)).unwrap_or_else(|| "unknown".into());
     let modules = match root.and_then(|root| modules_in(root, &release)) {
         Some(dir) => ModuleStore::from_dir(&dir, &release)?,
         None => ModuleStore::empty(&release),

@@ -33,7 +33,9 @@ impl<'a> KernelUnpacker<'a> {
             let path = path.strip_prefix("usr/").unwrap_or(path);
             if let Some(rest) = path.strip_prefix("lib/modules/") {
                 let Some((release, below)) = rest.split_once('/') else { return Ok(true) };
-                self.release.get_or_insert_with(|| release.to_owned());
+                if !self.has_kernel {
+                    self.release.get_or_insert_with(|| release.to_owned());
+                }
                 if below != "vmlinuz" {
                     self.modules.add(below, size, content)?;
                     return Ok(true);
@@ -44,12 +46,11 @@ impl<'a> KernelUnpacker<'a> {
             if !self.has_kernel {
                 let mut packed = Vec::new();
                 (&mut content).take(MAX_PACKED_KERNEL).read_to_end(&mut packed).map_err(broken(package))?;
-                if self.release.is_none() {
-                    self.release = image::release(&packed);
-                }
+                // What the kernel calls itself counts, not what the package calls its directories.
+                self.release = image::release(&packed).or(self.release.take());
+                self.has_kernel = true;
                 let vmlinux = image::vmlinux(&packed).map_err(|e| e.in_file(format!("{package}: {path}")))?;
                 self.draft.write("vmlinux", &vmlinux)?;
-                self.has_kernel = true;
             }
             Ok(true)
         })
@@ -57,7 +58,8 @@ impl<'a> KernelUnpacker<'a> {
 
     /// Ends the draft. `origin` is for people, `name` for the cache.
     pub(super) fn finish(self, origin: &str, name: &str) -> Result<(), BootError> {
-        let lacking = |reason: &str| BootError::Package { package: origin.to_owned(), reason: reason.to_owned() };
+        let lacking =
+            |reason: &str| BootError::Package { package: origin.to_owned(), reason: reason.to_owned() };
         if !self.has_kernel {
             return Err(lacking("no kernel image in it"));
         }
@@ -80,7 +82,10 @@ pub(super) fn busybox(draft: &Draft, package: &str, tar: impl Read) -> Result<()
             return Ok(true);
         }
         if size > MAX_BUSYBOX {
-            return Err(BootError::Package { package: package.into(), reason: "its busybox is too large".into() });
+            return Err(BootError::Package {
+                package: package.into(),
+                reason: "its busybox is too large".into(),
+            });
         }
         let mut program = Vec::new();
         content.read_to_end(&mut program).map_err(broken(package))?;
@@ -98,7 +103,8 @@ pub(super) fn busybox(draft: &Draft, package: &str, tar: impl Read) -> Result<()
 /// A program that the guest can run without libraries: a static x86-64 ELF executable.
 pub(super) fn check_program(bytes: &[u8]) -> Result<(), BootError> {
     const PT_INTERP: u64 = 3;
-    let cut = || BootError::TruncatedKernel { part: "the program's headers", need: 64, have: bytes.len() as u64 };
+    let cut =
+        || BootError::TruncatedKernel { part: "the program's headers", need: 64, have: bytes.len() as u64 };
     if !bytes.starts_with(b"\x7fELF\x02\x01") {
         return Err(BootError::Unpackable { reason: "not a 64-bit ELF program" });
     }
@@ -110,7 +116,9 @@ pub(super) fn check_program(bytes: &[u8]) -> Result<(), BootError> {
     for index in 0..field(bytes, 56, 2).ok_or_else(cut)? {
         let at = usize::try_from(table.saturating_add(index * 56)).map_err(|_| cut())?;
         if field(bytes, at, 4).ok_or_else(cut)? == PT_INTERP {
-            return Err(BootError::Unpackable { reason: "a program that needs shared libraries; a static one is needed" });
+            return Err(BootError::Unpackable {
+                reason: "a program that needs shared libraries; a static one is needed",
+            });
         }
     }
     Ok(())
@@ -156,7 +164,12 @@ impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         let n = self.inner.read(buf)?;
         self.done += n as u64;
-        (self.progress)(Progress { phase: self.phase, what: self.what, current: self.done, total: self.total });
+        (self.progress)(Progress {
+            phase: self.phase,
+            what: self.what,
+            current: self.done,
+            total: self.total,
+        });
         Ok(n)
     }
 }

@@ -5,6 +5,11 @@ mod sse;
 mod transcendental;
 mod x87;
 
+/// `n` random cases, times `CC_FP_SCALE` where that is set.
+fn cases(n: u64) -> u64 {
+    n * std::env::var("CC_FP_SCALE").ok().and_then(|v| v.parse().ok()).unwrap_or(1)
+}
+
 /// A small seeded generator (xorshift64*).
 struct Random(u64);
 

@@ -1,7 +1,7 @@
 //! The transcendental operations against the x87: within one unit in the last place, same flags.
 
-use super::Random;
 use super::x87::{Memory, edges, random};
+use super::{Random, cases};
 use crate::hypervisor::soft::fp::{Env, F80, flag, transcendental as t};
 use std::arch::asm;
 
@@ -83,7 +83,7 @@ fn run(name: &str, hardware: Hardware, soft: Soft, domain: fn(F80, F80) -> bool,
     }
     let mut r = Random(0x2468_ace0_1357_9bdf);
     let (mut n, mut off) = (0, 0);
-    for _ in 0..150_000 {
+    for _ in 0..cases(150_000) {
         let (a, b) = (random(&mut r, &edges), random(&mut r, &edges));
         if domain(a, b) {
             n += 1;

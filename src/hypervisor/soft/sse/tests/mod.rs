@@ -2,6 +2,7 @@
 
 mod faults;
 mod instructions;
+mod programs;
 mod pure;
 
 /// xorshift64*, seeded per test, so that a failure repeats.

@@ -4,6 +4,7 @@
 
 use std::arch::asm;
 
+use super::super::lane::Vector;
 use super::super::{crypto, int, native, shuffle, text};
 use super::Random;
 
@@ -107,7 +108,7 @@ fn later_extensions_agree_with_silicon() {
         pminuw int::pminuw; pminud int::pminud; pminsb int::pminsb; pminsd int::pminsd;
         pmaxuw int::pmaxuw; pmaxud int::pmaxud; pmaxsb int::pmaxsb; pmaxsd int::pmaxsd;
         pcmpeqq int::pcmpeqq; pcmpgtq int::pcmpgtq; pmulld int::pmulld; pmuldq int::pmuldq;
-        packusdw shuffle::packusdw; phminposuw int::phminposuw;
+        packusdw shuffle::packusdw; phminposuw int::phminposuw; pshufb native::pshufb;
     }
     macro_rules! unary {
         ($($name:ident)*) => {$({
@@ -174,7 +175,12 @@ fn immediates_agree_with_silicon() {
         imms! { xmm "aeskeygenassist xmm0, xmm1" |_: u128, b, i| crypto::aeskeygenassist(b, i); }
     }
     if std::is_x86_feature_detected!("pclmulqdq") {
-        imms! { xmm "pclmulqdq xmm0, xmm1" crypto::pclmulqdq; }
+        imms! {
+            xmm "pclmulqdq xmm0, xmm1" native::pclmulqdq;
+            xmm "pclmulqdq xmm0, xmm1" |a: u128, b: u128, i: u8| {
+                crypto::carryless(a.u64(usize::from(i & 1)), b.u64(usize::from(i >> 4 & 1)))
+            };
+        }
     }
 }
 
@@ -252,6 +258,8 @@ fn aes_rounds_agree_with_silicon() {
     check_xmm! {
         aesenc crypto::aesenc; aesenclast crypto::aesenclast;
         aesdec crypto::aesdec; aesdeclast crypto::aesdeclast; aesimc crypto::aesimc;
+        aesenc native::aesenc; aesenclast native::aesenclast;
+        aesdec native::aesdec; aesdeclast native::aesdeclast;
     }
 }
 
@@ -272,6 +280,9 @@ fn crc32_agrees_with_silicon() {
         };
         assert_eq!(u64::from(crypto::crc32(crc, data, 8)), q);
         assert_eq!(crypto::crc32(crc, data, 2), w);
+        for bytes in [1, 2, 4, 8] {
+            assert_eq!(native::crc32(crc, data, bytes), crypto::crc32(crc, data, bytes));
+        }
     }
 }
 

@@ -1,0 +1,257 @@
+//! What a machine costs: how fast its processor is, how long it takes to start, what it takes of the
+//! host.
+//!
+//! ```text
+//! cargo bench --bench machine                        a table
+//! cargo bench --bench machine -- --json              one JSON object a line
+//! cargo bench --bench machine -- soft.mips exec      only what begins so
+//! ```
+//!
+//! Kernel and userland are those that an [`cc::Instance`] uses; they are fetched, if need be, before
+//! anything is measured. Each figure comes from real machines; one that cannot be had is left out
+//! with a note on standard error.
+
+#[path = "machine/host.rs"]
+mod host;
+#[path = "machine/program.rs"]
+mod program;
+#[path = "machine/qemu.rs"]
+mod qemu;
+
+use std::error::Error;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use cc::process::Stdio;
+use cc::{Instance, Source};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Boots of each kind; the figures are medians.
+const BOOTS: usize = 5;
+/// Runs of `true`.
+const COMMANDS: usize = 100;
+/// Commands at once.
+const PARALLEL: usize = 32;
+/// Runs of the compute loop.
+const LOOPS: usize = 3;
+/// How long an idle machine is watched.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// All names, in the order in which they are measured.
+const NAMES: [&str; 8] = [
+    "instance.rss_mib",
+    "exec.true_ms",
+    "exec.parallel_32_ms",
+    "soft.mips",
+    "idle.cpu_percent",
+    "soft.mips.boot",
+    "boot.first_output_ms",
+    "boot.vs_qemu_tcg",
+];
+
+fn main() -> Result<()> {
+    let Some(mut report) = Report::from_arguments()? else { return Ok(()) };
+
+    // Fetches what is missing, so that no measurement contains a download.
+    drop(Source::busybox()?);
+    cc::machine::boot::provider::Provider::new().kernel(&|_| {})?;
+
+    if NAMES[..5].iter().any(|name| report.wants(name)) {
+        one_instance(&mut report)?;
+    }
+    if NAMES[5..].iter().any(|name| report.wants(name)) {
+        boots(&mut report)?;
+    }
+    Ok(())
+}
+
+/// What is measured on a machine that runs already.
+fn one_instance(report: &mut Report) -> Result<()> {
+    let before = host::memory()?;
+    let instance = Instance::new(Source::busybox()?)?;
+    expect(instance.command("echo").arg("ready").output()?.stdout, b"ready\n")?;
+    let after = host::memory()?;
+    report.add("instance.rss_mib", (after.own as f64 - before.own as f64) / f64::from(1 << 20), "MiB");
+
+    if report.wants("exec.true_ms") {
+        let mut times = Vec::new();
+        for _ in 0..COMMANDS {
+            let start = Instant::now();
+            let out = instance.command("true").output()?;
+            times.push(milliseconds(start.elapsed()));
+            if !out.status.success() {
+                return Err(format!("true: {:?}", out.status).into());
+            }
+        }
+        report.add("exec.true_ms", median(times), "ms");
+    }
+    if report.wants("exec.parallel_32_ms") {
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            let start = Instant::now();
+            let begin = |_| instance.command("true").stdin(Stdio::null()).spawn();
+            let children: Vec<_> = (0..PARALLEL).map(begin).collect::<std::io::Result<_>>()?;
+            for mut child in children {
+                child.wait()?;
+            }
+            times.push(milliseconds(start.elapsed()));
+        }
+        report.add("exec.parallel_32_ms", median(times), "ms");
+    }
+    if report.wants("soft.mips") {
+        report.add("soft.mips", compute(&instance)?, "M instr/s");
+    }
+    if report.wants("idle.cpu_percent") {
+        // Let the guest finish what the commands left it to do.
+        std::thread::sleep(Duration::from_secs(2));
+        let (cpu, start) = (host::cpu_time()?, Instant::now());
+        std::thread::sleep(IDLE);
+        let used = host::cpu_time()?.saturating_sub(cpu);
+        report.add("idle.cpu_percent", 100.0 * used.as_secs_f64() / start.elapsed().as_secs_f64(), "%");
+    }
+    instance.close()?;
+    Ok(())
+}
+
+/// Million guest instructions a second over the compute loop: the machine's own count over wall time,
+/// with starting the program and fetching its result.
+fn compute(instance: &Instance) -> Result<f64> {
+    const PATH: &str = "/tmp/compute";
+    let mut child = instance
+        .command("sh")
+        .args(["-c", &format!("cat > {PATH} && chmod +x {PATH}")])
+        .stdin(Stdio::piped())
+        .spawn()?;
+    child.stdin.take().ok_or("no stdin")?.write_all(&program::compute())?;
+    if !child.wait()?.success() {
+        return Err("the program could not be put into the guest".into());
+    }
+    let count = || -> Result<u64> {
+        instance.pause()?;
+        let n = instance.instructions().ok_or("the backend does not count instructions")?;
+        instance.resume()?;
+        Ok(n)
+    };
+    let mut rates = Vec::new();
+    for _ in 0..LOOPS {
+        let (from, start) = (count()?, Instant::now());
+        let out = instance.command(PATH).output()?;
+        let (to, time) = (count()?, start.elapsed());
+        expect(out.stdout, &program::compute_result().to_le_bytes())?;
+        rates.push((to - from) as f64 / time.as_secs_f64() / 1e6);
+    }
+    Ok(median(rates))
+}
+
+/// Boots, ours and QEMU's in turn so that both have the same neighbours on the host.
+fn boots(report: &mut Report) -> Result<()> {
+    let qemu = match report.wants("boot.vs_qemu_tcg") {
+        true => match qemu::Qemu::find() {
+            Ok(qemu) => Some(qemu),
+            Err(why) => {
+                report.note(&format!("boot.vs_qemu_tcg is left out: {why}"));
+                None
+            }
+        },
+        false => None,
+    };
+    let (mut ours, mut theirs, mut rates) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..BOOTS {
+        let start = Instant::now();
+        let instance = Instance::new(Source::busybox()?)?;
+        instance.pause()?;
+        let booted = instance.instructions();
+        instance.resume()?;
+        expect(instance.command("echo").arg("ready").output()?.stdout, b"ready\n")?;
+        ours.push(milliseconds(start.elapsed()));
+        if let Some(n) = booted {
+            rates.push(n as f64 / instance.timing().boot.as_secs_f64() / 1e6);
+        }
+        drop(instance);
+        if let Some(qemu) = &qemu {
+            theirs.push(milliseconds(qemu.boot()?));
+        }
+    }
+    let ours = median(ours);
+    if !rates.is_empty() {
+        report.add("soft.mips.boot", median(rates), "M instr/s");
+    }
+    report.add("boot.first_output_ms", ours, "ms");
+    if !theirs.is_empty() {
+        let theirs = median(theirs);
+        report.note(&format!("QEMU's boot to its first output: {theirs:.0} ms (median of {BOOTS})"));
+        report.add("boot.vs_qemu_tcg", ours / theirs, "×");
+    }
+    Ok(())
+}
+
+fn expect(found: Vec<u8>, wanted: &[u8]) -> Result<()> {
+    if found == wanted {
+        return Ok(());
+    }
+    Err(format!("the guest wrote {:?} instead of {:?}", found.escape_ascii(), wanted.escape_ascii()).into())
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
+}
+
+/// What was asked for, and where results go: each is printed as soon as it is known.
+struct Report {
+    json: bool,
+    only: Vec<String>,
+}
+
+impl Report {
+    /// `None` when only help was asked for.
+    fn from_arguments() -> Result<Option<Self>> {
+        let mut report = Self { json: false, only: Vec::new() };
+        for argument in std::env::args().skip(1) {
+            match argument.as_str() {
+                "--json" => report.json = true,
+                // Cargo's own.
+                "--bench" => {}
+                "-h" | "--help" => {
+                    println!("usage: cargo bench --bench machine [-- [--json] [NAME or its beginning]…]");
+                    println!("names: {}", NAMES.join(" "));
+                    return Ok(None);
+                }
+                name if NAMES.iter().any(|n| n.starts_with(name)) => report.only.push(argument),
+                other => return Err(format!("{other}: not among {}", NAMES.join(" ")).into()),
+            }
+        }
+        let profile = if cfg!(debug_assertions) { "with debug assertions" } else { "release" };
+        report.note(&format!("cc {}, {profile}, {}", env!("CARGO_PKG_VERSION"), host::processor()));
+        Ok(Some(report))
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        // A name that is complete means itself only: soft.mips is not soft.mips.boot.
+        let named = |asked: &String| {
+            asked == name || (!NAMES.contains(&asked.as_str()) && name.starts_with(asked.as_str()))
+        };
+        self.only.is_empty() || self.only.iter().any(named)
+    }
+
+    fn add(&self, name: &str, value: f64, unit: &str) {
+        if !self.wants(name) {
+            return;
+        }
+        if self.json {
+            println!(r#"{{"name":"{name}","value":{value:.3},"unit":"{unit}"}}"#);
+        } else {
+            println!("{name:<24} {value:>12.2} {unit}");
+        }
+    }
+
+    fn note(&self, text: &str) {
+        eprintln!("# {text}");
+    }
+}

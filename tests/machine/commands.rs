@@ -1,0 +1,53 @@
+//! What `cc::process` promises, in a machine: the same bodies that run against the agent as a process
+//! of the host. Sizes are what the software CPU does in seconds; the tests named `full_…` and ignored
+//! have those of the requirements.
+
+use cc::process::{Command, Output, Stdio};
+
+use crate::support::shared;
+
+#[path = "../common/process.rs"]
+mod conformance;
+
+fn command(program: &str) -> Command {
+    shared().command(program)
+}
+
+macro_rules! conformance {
+    ($($(#[$attribute:meta])* $name:ident = $body:ident($($arg:expr),*);)*) => {
+        $($(#[$attribute])*
+        #[test]
+        fn $name() {
+            conformance::$body(&command $(, $arg)*);
+        })*
+    };
+}
+
+conformance! {
+    basics = basics();
+    failures_of_exec = failures_of_exec();
+    r2_1_wait_returns_while_stdin_is_open = r2_1_wait_returns_while_stdin_is_open();
+    r2_2_output_is_byte_exact = r2_2_output_is_byte_exact(8 * 1024 * 1024 + 13);
+    r2_2_fast_exits_lose_nothing = r2_2_fast_exits_lose_nothing(100);
+    r2_2_unread_stderr_does_not_block_stdout = r2_2_unread_stderr_does_not_block_stdout();
+    r2_3_large_stdin_arrives = r2_3_large_stdin_arrives(8 * 1024 * 1024 + 7);
+    r2_3_stdin_has_back_pressure_and_epipe = r2_3_stdin_has_back_pressure_and_epipe();
+    r2_4_exit_status_is_exact = r2_4_exit_status_is_exact((0..256).step_by(17).chain([1, 125, 126, 127, 128]));
+    r2_5_kill_reaches_the_process_group = r2_5_kill_reaches_the_process_group();
+    r2_5_orphans_cannot_hang_completion = r2_5_orphans_cannot_hang_completion();
+    r2_6_no_zombies_after_double_forks = r2_6_no_zombies_after_double_forks(500);
+    r2_10_argv_and_env_are_byte_exact = r2_10_argv_and_env_are_byte_exact();
+    stdio_from_files_and_children = stdio_from_files_and_children();
+    users_and_groups = users_and_groups();
+    commands_inherit_no_descriptor = commands_inherit_no_descriptor();
+    many_threads_share_one_machine = many_threads_share_one_machine(5);
+
+    #[ignore = "minutes: 1 GiB each way"]
+    full_r2_2_output_of_1_gib_is_byte_exact = r2_2_output_is_byte_exact(1 << 30);
+    #[ignore = "minutes: 1 GiB each way"]
+    full_r2_3_stdin_of_1_gib_arrives = r2_3_large_stdin_arrives(1 << 30);
+    #[ignore = "a minute: 256 commands"]
+    full_r2_4_every_exit_status_is_exact = r2_4_exit_status_is_exact(0..256);
+    #[ignore = "minutes: 10 000 processes"]
+    full_r2_6_no_zombies_after_10_000_double_forks = r2_6_no_zombies_after_double_forks(10_000);
+}

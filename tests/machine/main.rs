@@ -1,0 +1,13 @@
+//! Whole machines on the software CPU, with real kernels and a real userland.
+//!
+//! Everything is in one binary so that what only runs commands can share one machine. Tests that
+//! count what a process holds (descriptors, threads, memory) run in a process of their own, see
+//! [`support::alone`].
+
+mod commands;
+mod endings;
+mod floods;
+mod kernels;
+mod lifetime;
+mod programs;
+mod support;
