@@ -255,6 +255,12 @@ impl Cpu {
         Ok(())
     }
 
+    /// #GP(0) where 64-bit code cannot be.
+    fn check_entry(&mut self, cs: &Segment, rip: u64) -> Exec {
+        let canonical = (rip as i64) << 16 >> 16 == rip as i64;
+        if canonical || !cs.long() { Ok(()) } else { Err(self.gp()) }
+    }
+
     /// A far JMP or CALL to `selector:offset`. Pushes with `T` when it is a call.
     fn far_transfer<T: Int>(&mut self, op: &Op, selector: u16, offset: u64, call: bool) -> Exec {
         if null(selector) {
@@ -282,8 +288,9 @@ impl Cpu {
             return self.gate_to_inner(op, target, offset, inner);
         }
         let cs = self.code_segment(if through_gate { target & !3 } else { target }, self.cpl, false)?;
+        let rsp = self.regs[4];
         if call {
-            let (rsp, old_cs) = (self.regs[4], self.seg[seg::CS].selector);
+            let old_cs = self.seg[seg::CS].selector;
             let next = self.next_ip(op);
             let pushed = if through_gate {
                 self.push(old_cs as u64).and_then(|()| self.push(next))
@@ -294,6 +301,11 @@ impl Cpu {
                 self.regs[4] = rsp;
                 return Err(stop);
             }
+        }
+        // After the stores of a call, which stay.
+        if let Err(stop) = self.check_entry(&cs, offset) {
+            self.regs[4] = rsp;
+            return Err(stop);
         }
         self.seg[seg::CS] = cs;
         self.refresh();
@@ -346,9 +358,11 @@ fn far_i<const CALL: bool, T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
 
 fn retf<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     let at = |cpu: &Cpu, i: u64| cpu.stack_addr(cpu.regs[4].wrapping_add(i));
-    let rip = cpu.read::<T>(at(cpu, 0))?.to_u64();
+    let first = at(cpu, 0);
+    let rip = cpu.read::<T>(first).map_err(|stop| cpu.stack_stop(stop))?.to_u64();
     let selector = cpu.read::<T>(at(cpu, T::BYTES))?.to_u64() as u16;
     let cs = cpu.return_code_segment(selector)?;
+    cpu.check_entry(&cs, rip)?;
     let outer = (cs.selector & 3) as u8 > cpu.cpl;
     if outer {
         let skip = 2 * T::BYTES + op.imm;
@@ -471,10 +485,12 @@ fn iret<T: Int>(cpu: &mut Cpu, _: &Op) -> Exec {
         return Err(cpu.gp());
     }
     let at = |cpu: &Cpu, i: u64| cpu.stack_addr(cpu.regs[4].wrapping_add(i * T::BYTES));
-    let rip = cpu.read::<T>(at(cpu, 0))?.to_u64();
+    let first = at(cpu, 0);
+    let rip = cpu.read::<T>(first).map_err(|stop| cpu.stack_stop(stop))?.to_u64();
     let selector = cpu.read::<T>(at(cpu, 1))?.to_u64() as u16;
     let flags = cpu.read::<T>(at(cpu, 2))?.to_u64();
     let cs = cpu.return_code_segment(selector)?;
+    cpu.check_entry(&cs, rip)?;
     let new_cpl = (cs.selector & 3) as u8;
     let outer = new_cpl > cpu.cpl;
     let stack = if cpu.long || outer {

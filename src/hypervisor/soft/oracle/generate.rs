@@ -169,6 +169,13 @@ impl Builder {
         let offsets = decoder.get_constant_offsets(&instruction);
         bytes.truncate(instruction.len());
         let mut needs = Needs::default();
+        let masked = instruction.op_kinds().any(|kind| {
+            matches!(kind, OpKind::MemorySegDI | OpKind::MemorySegEDI) && segment_base(&instruction) != 0
+                || kind == OpKind::MemorySegDI
+        });
+        if masked {
+            return false;
+        }
         self.operands(&instruction, &mut needs);
         self.special(&instruction, &offsets, &mut bytes, &mut needs);
         self.place(&instruction, &offsets, bytes, needs)
@@ -260,8 +267,9 @@ impl Builder {
                     needs.register(RSI, address);
                 }
                 OpKind::MemorySegRDI | OpKind::MemorySegEDI => {
-                    let address = self.target(16).wrapping_sub(segment_base(instruction));
-                    needs.register(RDI, address);
+                    // MASKMOVQ: whether bytes that are not stored can fault is the processor's own.
+                    let address = ARENA + 0x400 + self.rng.below(0x2000) as u64;
+                    needs.register(RDI, address.wrapping_sub(segment_base(instruction)));
                 }
                 OpKind::MemoryESRDI | OpKind::MemoryESEDI => {
                     let address = self.target(size);
@@ -493,14 +501,19 @@ impl Builder {
                 let value = self.mxcsr();
                 self.patch(needs.address, &value.to_le_bytes());
             }
-            M::Fxrstor | M::Fxrstor64 if self.rng.chance(80) => {
+            M::Fxrstor | M::Fxrstor64 => {
                 let mut header = [0; 32];
                 header[..24].iter_mut().for_each(|b| *b = self.rng.next() as u8);
                 header[0..2].copy_from_slice(&self.control().to_le_bytes());
                 // FXRSTOR makes no pending exceptions of its own.
                 header[2] = 0;
                 header[3] &= 0x7f;
-                header[24..28].copy_from_slice(&self.mxcsr().to_le_bytes());
+                // Pointers that no program can have lose their upper bits.
+                for unused in [14, 15, 22, 23] {
+                    header[unused] = 0;
+                }
+                let mxcsr = if self.rng.chance(90) { self.mxcsr() } else { self.rng.next() as u32 };
+                header[24..28].copy_from_slice(&mxcsr.to_le_bytes());
                 self.patch(needs.address, &header);
             }
             M::Fldcw | M::Fldenv | M::Frstor if self.rng.chance(80) => {

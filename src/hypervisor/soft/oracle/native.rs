@@ -145,6 +145,13 @@ unsafe extern "C" {
 }
 
 static LOCK: Mutex<()> = Mutex::new(());
+
+/// Runs `f` while no snippet can be running: how other tests install signal handlers of their own.
+pub(in crate::hypervisor::soft) fn while_idle<R>(f: impl FnOnce() -> R) -> R {
+    let _lock = LOCK.lock().unwrap_or_else(|e| e.into_inner());
+    f()
+}
+
 /// Kernel id of the thread that is in a snippet; 0 for none.
 static RUNNING: AtomicU64 = AtomicU64::new(0);
 static OLD_ACTIONS: AtomicPtr<[libc::sigaction; 5]> = AtomicPtr::new(std::ptr::null_mut());
@@ -155,14 +162,23 @@ fn thread_id() -> u64 {
 }
 
 /// Called from `cc_oracle_signal` as a signal handler.
-extern "C" fn on_signal(signal: i32, _info: *mut libc::siginfo_t, frame: *mut libc::c_void) {
+extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, frame: *mut libc::c_void) {
     if RUNNING.load(Ordering::SeqCst) != thread_id() {
-        // Somebody else's fault: let it happen again with the action that was there before.
+        // Another thread's fault: what was there before takes it.
         let slot = SIGNALS.iter().position(|&s| s == signal);
         let old = OLD_ACTIONS.load(Ordering::SeqCst);
-        if let (Some(slot), false) = (slot, old.is_null()) {
-            // SAFETY: `old` points to the live array of the Native that installed this handler.
-            unsafe { libc::sigaction(signal, &(&*old)[slot], std::ptr::null_mut()) };
+        let (Some(slot), false) = (slot, old.is_null()) else { return };
+        // SAFETY: `old` points to the live array of the Native that installed this handler, and an
+        // action with SA_SIGINFO holds a function of this type.
+        unsafe {
+            let old = &(&*old)[slot];
+            if old.sa_flags & libc::SA_SIGINFO != 0 {
+                let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
+                    std::mem::transmute(old.sa_sigaction);
+                handler(signal, info, frame);
+            } else {
+                libc::sigaction(signal, old, std::ptr::null_mut());
+            }
         }
         return;
     }

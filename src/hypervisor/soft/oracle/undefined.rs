@@ -25,7 +25,9 @@ fn to_rflags(bits: u32) -> u64 {
 
 /// Flags that `instruction` depends on.
 pub(super) fn flags_read(instruction: &Instruction) -> u64 {
-    to_rflags(instruction.rflags_read())
+    let through_carry = matches!(instruction.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr);
+    // The count may still be filled in.
+    to_rflags(instruction.rflags_read()) | if through_carry { rflags::CF } else { 0 }
 }
 
 /// Undefined flags after `instruction`, when `before` were undefined before it.
@@ -90,6 +92,8 @@ pub(super) fn many_steps(mnemonic: Mnemonic) -> bool {
             | M::Frstor
             | M::Fnstenv
             | M::Fldenv
+            | M::Fstp
+            | M::Fbstp
             | M::Maskmovq
             | M::Maskmovdqu
     )

@@ -430,7 +430,10 @@ fn unmasked_exceptions_are_silicons() {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_trap as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO;
-        assert_eq!(libc::sigaction(libc::SIGFPE, &action, std::ptr::null_mut()), 0);
+        let result = crate::hypervisor::soft::oracle::while_idle(|| {
+            libc::sigaction(libc::SIGFPE, &action, std::ptr::null_mut())
+        });
+        assert_eq!(result, 0);
     }
     let edges = edges::<u64>();
     let ops: [(&str, Hardware2<u64>, Soft2<u64>); 8] = [

@@ -57,7 +57,10 @@ fn skip_float_exceptions() {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = skip as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO;
-        assert_eq!(libc::sigaction(libc::SIGFPE, &action, std::ptr::null_mut()), 0);
+        let result = crate::hypervisor::soft::oracle::while_idle(|| {
+            libc::sigaction(libc::SIGFPE, &action, std::ptr::null_mut())
+        });
+        assert_eq!(result, 0);
     }
 }
 
