@@ -69,7 +69,7 @@ fn files_that_are_no_kernel_are_told_apart() {
         );
     }
     // An ELF file for this processor, but a program.
-    let error = start_with_kernel("program", &crate::support::busybox());
+    let error = start_with_kernel("program", crate::support::busybox());
     assert!(matches!(error, BootError::NotAKernel { .. }), "{error}");
 
     let missing = PathBuf::from("/nonexistent/kernel");

@@ -146,9 +146,29 @@ unsafe extern "C" {
 
 static LOCK: Mutex<()> = Mutex::new(());
 
-/// Runs `f` while no snippet can be running: how other tests install signal handlers of their own.
-pub(in crate::hypervisor::soft) fn while_idle<R>(f: impl FnOnce() -> R) -> R {
+/// A handler as SA_SIGINFO wants it.
+pub(in crate::hypervisor::soft) type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+
+/// Runs `f` with `handler` for SIGFPE, and puts back what was there. The handler is the process's:
+/// those who want one take turns, with each other and with snippets.
+pub(in crate::hypervisor::soft) fn with_sigfpe<R>(handler: Handler, f: impl FnOnce() -> R) -> R {
+    struct Restore(libc::sigaction);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            // SAFETY: puts back an action that the kernel gave.
+            unsafe { libc::sigaction(libc::SIGFPE, &self.0, std::ptr::null_mut()) };
+        }
+    }
     let _lock = LOCK.lock().unwrap_or_else(|e| e.into_inner());
+    // SAFETY: zeroed actions are valid, and `handler` has SA_SIGINFO's type.
+    let _restore = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        let mut old: libc::sigaction = std::mem::zeroed();
+        assert_eq!(libc::sigaction(libc::SIGFPE, &action, &mut old), 0);
+        Restore(old)
+    };
     f()
 }
 

@@ -126,11 +126,12 @@ fn later_extensions_agree_with_silicon() {
 macro_rules! with_imm {
     ($file:ident $insn:literal, $op:expr, $random:expr, [$($imm:literal)*]) => {$(
         // A closure each: one body with all of them takes the compiler minutes.
-        (|| for _ in 0..ROUNDS / 10 {
+        let mut check = || for _ in 0..ROUNDS / 10 {
             let (a, b) = ($random.operand() as _, $random.operand() as _);
             let expected = silicon!($file concat!($insn, ", ", stringify!($imm)), a, b);
             assert_eq!($op(a, b, $imm), expected, "{} {} {a:#x} {b:#x}", $insn, $imm);
-        })();
+        };
+        check();
     )*};
 }
 
