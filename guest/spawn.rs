@@ -152,6 +152,10 @@ fn search(
             len += part.len();
         }
         let Ok(file) = CStr::from_bytes_until_nul(&candidate) else { continue };
+        // Most candidates are not there, and a failed exec costs the kernel a whole address space.
+        if sys::is_missing(file) {
+            continue;
+        }
         match exec(file) {
             sys::EACCES => error = sys::EACCES,
             sys::ENOENT | sys::ENOTDIR => {}

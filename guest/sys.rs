@@ -51,6 +51,7 @@ mod nr {
     pub(super) const RT_SIGACTION: usize = 13;
     pub(super) const RT_SIGPROCMASK: usize = 14;
     pub(super) const IOCTL: usize = 16;
+    pub(super) const ACCESS: usize = 21;
     pub(super) const MREMAP: usize = 25;
     pub(super) const GETPID: usize = 39;
     pub(super) const SOCKET: usize = 41;
@@ -587,6 +588,14 @@ pub(crate) fn reseed(bytes: &[u8]) -> Result<()> {
     }
     // SAFETY: no pointers.
     unsafe { call3(nr::IOCTL, random.0 as usize, RNDRESEEDCRNG, 0) }.map(drop)
+}
+
+/// Whether nothing has this name: only then is there no use in executing it.
+pub(crate) fn is_missing(path: &CStr) -> bool {
+    const F_OK: usize = 0;
+    // SAFETY: a NUL-terminated string, which the kernel only reads.
+    let result = unsafe { call3(nr::ACCESS, path.as_ptr() as usize, F_OK, 0) };
+    matches!(result, Err(ENOENT | ENOTDIR))
 }
 
 /// Replaces the program. Returns only on failure.

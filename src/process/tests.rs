@@ -34,7 +34,7 @@ macro_rules! conformance {
 
 conformance! {
     basics();
-    failures_of_exec();
+    failures_of_exec(60_000);
     r2_1_wait_returns_while_stdin_is_open();
     r2_2_output_is_byte_exact(64 * 1024 * 1024 + 13);
     r2_2_fast_exits_lose_nothing(300);

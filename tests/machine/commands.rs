@@ -25,7 +25,7 @@ macro_rules! conformance {
 
 conformance! {
     basics = basics();
-    failures_of_exec = failures_of_exec();
+    failures_of_exec = failures_of_exec(3000);
     r2_1_wait_returns_while_stdin_is_open = r2_1_wait_returns_while_stdin_is_open();
     r2_2_output_is_byte_exact = r2_2_output_is_byte_exact(8 * 1024 * 1024 + 13);
     r2_2_fast_exits_lose_nothing = r2_2_fast_exits_lose_nothing(100);
