@@ -67,6 +67,8 @@ pub(super) struct Cpu {
     pub(super) cpl: u8,
     /// Code size: 64-bit (true) or compatibility mode.
     pub(super) long: bool,
+    /// Bit 0: at privilege 3; bit 1: 64-bit code.
+    pub(super) mode: u32,
     /// SSE instructions may run: neither CR0.EM nor CR0.TS, and CR4.OSFXSR.
     pub(super) sse_ok: bool,
     /// x87 and MMX instructions may run: neither CR0.EM nor CR0.TS.
@@ -129,6 +131,7 @@ impl Cpu {
             sysflags: rflags::FIXED,
             cpl: 0,
             long: true,
+            mode: 2,
             sse_ok: false,
             fpu_ok: false,
             halted: false,
@@ -220,6 +223,7 @@ impl Cpu {
         self.sse_ok = self.fpu_ok && self.cr4 & cr4::OSFXSR != 0;
         self.long = self.seg[seg::CS].long();
         self.cpl = (self.seg[seg::CS].selector & 3) as u8;
+        self.mode = (self.cpl == 3) as u32 | (self.long as u32) << 1;
         for i in 0..6 {
             self.seg_base[i] = self.seg[i].base;
         }

@@ -76,8 +76,11 @@ impl SoftVcpu {
         Self { cpu, cache: BlockCache::new(), signal }
     }
 
+    /// What a remembered way from an address to a block depends on: the mappings, the blocks, and
+    /// who asks, since privilege and code size decide whether and how the same bytes may run.
     fn generation(&self) -> u64 {
-        (self.cpu.tlb.generation as u64) << 32 | self.cache.generation as u64
+        let blocks = (self.cache.generation << 2 | self.cpu.mode) as u64;
+        (self.cpu.tlb.generation as u64) << 32 | blocks
     }
 
     fn run_loop(&mut self) -> Exit {
