@@ -42,6 +42,8 @@ struct Mapping {
     writable: bool,
     readable: bool,
     global: bool,
+    /// Size of the page: its address bits below the frame's.
+    shift: u32,
 }
 
 impl Cpu {
@@ -63,7 +65,7 @@ impl Cpu {
     fn walk(&mut self, va: u64, access: Access) -> Result<Mapping, Stop> {
         if self.cr0 & cr0::PG == 0 {
             let gpa = if self.long { va } else { va as u32 as u64 };
-            return Ok(Mapping { gpa, writable: true, readable: true, global: false });
+            return Ok(Mapping { gpa, writable: true, readable: true, global: false, shift: 12 });
         }
         self.check_canonical(va)?;
         let user = self.cpl == 3;
@@ -140,6 +142,7 @@ impl Cpu {
             writable: data_ok && write_ok && dirty,
             readable: data_ok,
             global: leaf & pte::GLOBAL != 0 && self.cr4 & cr4::PGE != 0,
+            shift,
         })
     }
 
@@ -173,7 +176,7 @@ impl Cpu {
         let map = self.walk(va, access)?;
         if let Some((host, page)) = self.ram.host(map.gpa & !4095) {
             let code = self.ram.code_pages().is_code(page);
-            self.tlb.fill(va, host, page, map.readable, map.writable && !code, map.global);
+            self.tlb.fill(va, host, page, map.readable, map.writable && !code, map.global, map.shift);
         }
         Ok(map.gpa)
     }
