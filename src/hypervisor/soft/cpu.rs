@@ -74,6 +74,9 @@ pub(super) struct Cpu {
     /// x87 and MMX instructions may run: neither CR0.EM nor CR0.TS.
     pub(super) fpu_ok: bool,
     pub(super) halted: bool,
+    /// A single-step trap is due when the running instruction is complete. Most instructions leave
+    /// what TF said before them; some answer for themselves.
+    pub(super) step: bool,
     /// Interrupts are held off until one more instruction has run.
     pub(super) shadow: bool,
     pub(super) nmi_blocked: bool,
@@ -135,6 +138,7 @@ impl Cpu {
             sse_ok: false,
             fpu_ok: false,
             halted: false,
+            step: false,
             shadow: false,
             nmi_blocked: false,
             nmi_pending: false,

@@ -24,6 +24,8 @@ pub(super) struct TripleFault;
 pub(super) fn software_interrupt(cpu: &mut Cpu, op: &Op, vector: u8) -> Exec {
     let next = cpu.next_ip(op);
     cpu.enter_handler(vector, None, next, Source::Software)?;
+    // TF is clear now, and a trap that was due is forgotten.
+    cpu.step = false;
     Err(Stop::Branch)
 }
 
@@ -31,6 +33,7 @@ pub(super) fn software_interrupt(cpu: &mut Cpu, op: &Op, vector: u8) -> Exec {
 pub(super) fn int1(cpu: &mut Cpu, op: &Op) -> Exec {
     let next = cpu.next_ip(op);
     cpu.enter_handler(vector::DB, None, next, Source::Exception)?;
+    cpu.step = false;
     Err(Stop::Branch)
 }
 

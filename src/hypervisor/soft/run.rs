@@ -101,8 +101,8 @@ impl SoftVcpu {
                 }
                 continue;
             }
-            let single = self.cpu.shadow || self.cpu.sysflags & rflags::TF != 0;
-            let trap = self.cpu.sysflags & rflags::TF != 0;
+            self.cpu.step = self.cpu.sysflags & rflags::TF != 0;
+            let single = self.cpu.shadow || self.cpu.step;
             self.cpu.shadow = false;
             let id = match self.next_block(from) {
                 Ok(id) => id,
@@ -127,8 +127,10 @@ impl SoftVcpu {
                 Left::Plain => {}
                 Left::Faulted => continue,
             }
-            if trap {
+            if self.cpu.step {
                 self.cpu.dr[4] |= 1 << 14;
+                // A trap that is due ends HLT at once.
+                self.cpu.halted = false;
                 self.cpu.fault =
                     super::cpu::Exception { vector: vector::DB, ..super::cpu::Exception::default() };
                 if self.cpu.deliver_fault().is_err() {

@@ -94,6 +94,8 @@ pub(super) fn mov_to_seg_m(cpu: &mut Cpu, op: &Op) -> Exec {
 pub(super) fn load(cpu: &mut Cpu, op: &Op, selector: u16) -> Exec {
     cpu.load_segment(op.extra as usize, selector)?;
     if op.extra as usize == seg::SS {
+        // No debug trap between the two halves of a stack switch either.
+        cpu.step = false;
         cpu.shadow = true;
         return Err(Stop::Next);
     }
@@ -122,6 +124,8 @@ pub(super) fn pop_seg<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     cpu.load_segment(op.extra as usize, v.to_u64() as u16)?;
     cpu.set_rsp(cpu.regs[4].wrapping_add(T::BYTES));
     if op.extra as usize == seg::SS {
+        // No debug trap between the two halves of a stack switch either.
+        cpu.step = false;
         cpu.shadow = true;
         return Err(Stop::Next);
     }

@@ -19,6 +19,8 @@ pub(super) fn syscall(cpu: &mut Cpu, op: &Op) -> Exec {
     let flags = cpu.regs[11] & !cpu.msrs.sfmask;
     cpu.refresh();
     cpu.set_rflags(flags);
+    // The trap goes by TF as it is now: SFMASK keeps it out of the kernel.
+    cpu.step = cpu.sysflags & rflags::TF != 0;
     cpu.rip = cpu.msrs.lstar;
     Err(Stop::Branch)
 }
@@ -39,6 +41,8 @@ pub(super) fn sysret<const LONG: bool>(cpu: &mut Cpu, _: &Op) -> Exec {
     cpu.refresh();
     let flags = cpu.regs[11] & 0x3c_7fd7;
     cpu.set_rflags(flags);
+    // As if the SYSCALL that came here ended only now.
+    cpu.step = flags & rflags::TF != 0;
     cpu.rip = rip;
     cpu.events_may_open();
     Err(Stop::Branch)
