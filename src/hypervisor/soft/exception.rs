@@ -53,6 +53,9 @@ impl Cpu {
                 return Err(TripleFault);
             }
             let second = self.fault;
+            if second.vector == vector::PF {
+                self.cr2 = second.cr2;
+            }
             exception = if escalates(exception.vector, second.vector) {
                 Exception { vector: vector::DF, error: Some(0), ..Exception::default() }
             } else {
@@ -72,8 +75,20 @@ impl Cpu {
 
     /// Enters the handler of `vector`. On error nothing has changed and `cpu.fault` says why.
     fn enter_handler(&mut self, vector: u8, error: Option<u32>, rip: u64, source: Source) -> Exec {
-        let external = (source != Source::Software) as u32;
-        let idt_error = (vector as u32) << 3 | 2 | external;
+        let result = self.try_handler(vector, error, rip, source);
+        let second = &mut self.fault;
+        if result.is_err()
+            && source != Source::Software
+            && matches!(second.vector, vector::TS | vector::NP | vector::SS | vector::GP)
+        {
+            // EXT: what was being delivered was not the program's own INT.
+            second.error = second.error.map(|e| e | 1);
+        }
+        result
+    }
+
+    fn try_handler(&mut self, vector: u8, error: Option<u32>, rip: u64, source: Source) -> Exec {
+        let idt_error = (vector as u32) << 3 | 2;
         let offset = vector as u64 * 16;
         if offset + 15 > self.idt.limit as u64 {
             return Err(self.raise(vector::GP, Some(idt_error)));
@@ -94,9 +109,9 @@ impl Cpu {
         let target = low & 0xffff | low >> 32 & 0xffff_0000 | high << 32;
         let selector = (low >> 16) as u16;
         let ist = low >> 32 & 7;
-        let cs_error = (selector & !3) as u32 | external;
+        let cs_error = (selector & !3) as u32;
         if selector & !3 == 0 {
-            return Err(self.raise(vector::GP, Some(external)));
+            return Err(self.gp());
         }
         let d = self.descriptor(selector)?;
         let cs = d.segment(selector);
@@ -105,6 +120,9 @@ impl Cpu {
         }
         if !d.present() {
             return Err(self.raise(vector::NP, Some(cs_error)));
+        }
+        if (target as i64) << 16 >> 16 != target as i64 {
+            return Err(self.gp());
         }
         let cpl = if d.conforming() { self.cpl } else { d.dpl() };
         let inner = cpl < self.cpl;
@@ -148,7 +166,7 @@ impl Cpu {
             self.cpl = old_cpl;
             self.long = old_long;
             self.select_tlb();
-            return Err(stop);
+            return Err(self.stack_stop(stop));
         }
         self.regs[4] = bottom;
         self.seg[seg::CS] = Segment { selector: selector & !3 | cpl as u16, ..cs };
