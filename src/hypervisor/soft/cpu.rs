@@ -445,20 +445,23 @@ impl Cpu {
 
     /// Reads with supervisor rights whatever the privilege: descriptor tables, TSS.
     pub(super) fn read_system<T: Int>(&mut self, va: u64) -> Result<T, Stop> {
-        let cpl = std::mem::replace(&mut self.cpl, 0);
-        self.select_tlb();
-        let result = self.read(va);
-        self.cpl = cpl;
-        self.select_tlb();
-        result
+        self.as_system(|cpu| cpu.read(va))
     }
 
     /// Writes with supervisor rights whatever the privilege.
     pub(super) fn write_system<T: Int>(&mut self, va: u64, v: T) -> Result<(), Stop> {
-        let cpl = std::mem::replace(&mut self.cpl, 0);
+        self.as_system(|cpu| cpu.write(va, v))
+    }
+
+    /// An access that the processor makes of its own accord: SMAP holds whatever AC says.
+    fn as_system<R>(&mut self, run: impl FnOnce(&mut Self) -> R) -> R {
+        let (cpl, sysflags) = (self.cpl, self.sysflags);
+        self.cpl = 0;
+        self.sysflags &= !rflags::AC;
         self.select_tlb();
-        let result = self.write(va, v);
+        let result = run(self);
         self.cpl = cpl;
+        self.sysflags = sysflags;
         self.select_tlb();
         result
     }

@@ -137,8 +137,13 @@ impl Cpu {
         // From here on at the new privilege, so that the stack is checked against it.
         let old_cpl = std::mem::replace(&mut self.cpl, cpl);
         let old_long = std::mem::replace(&mut self.long, true);
-        self.select_tlb();
         let mut flags = self.rflags();
+        let old_ac = self.sysflags & rflags::AC;
+        if old_cpl == 3 {
+            // The user's AC must not open user pages to the switch.
+            self.sysflags &= !rflags::AC;
+        }
+        self.select_tlb();
         if source == Source::Exception && !matches!(vector, vector::DB | vector::DF | vector::MC) {
             flags |= rflags::RF;
         } else {
@@ -162,7 +167,9 @@ impl Cpu {
             }
             Ok(())
         };
-        if let Err(stop) = run() {
+        let pushed = run();
+        self.sysflags |= old_ac;
+        if let Err(stop) = pushed {
             self.cpl = old_cpl;
             self.long = old_long;
             self.select_tlb();
