@@ -192,7 +192,7 @@ impl Cpu {
     }
 
     /// A stack pointer from the TSS.
-    fn tss_stack(&mut self, offset: u64) -> Result<u64, Stop> {
+    pub(super) fn tss_stack(&mut self, offset: u64) -> Result<u64, Stop> {
         if offset + 7 > self.tr.limit as u64 {
             let selector = (self.tr.selector & !3) as u32;
             return Err(self.raise(vector::TS, Some(selector)));

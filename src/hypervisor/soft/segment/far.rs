@@ -49,15 +49,28 @@ impl Cpu {
             }
             let at = self.descriptor_address(selector, 16)?;
             let high = self.read_system::<u64>(at.wrapping_add(8))?;
+            if high >> 40 & 0x1f != 0 {
+                return Err(self.gp_sel(selector));
+            }
             let offset = d.0 & 0xffff | d.0 >> 32 & 0xffff_0000 | high << 32;
             ((d.0 >> 16) as u16, offset)
         };
         let through_gate = !d.ordinary();
-        let inner = if through_gate { self.descriptor(target)?.dpl() } else { self.cpl };
-        if through_gate && call && inner < self.cpl {
-            return self.gate_to_inner(op, target, offset, inner);
+        if through_gate {
+            if null(target) {
+                return Err(self.gp());
+            }
+            let code = self.descriptor(target)?;
+            if !code.code() || !code.long() || code.big() {
+                return Err(self.gp_sel(target));
+            }
+            if call && !code.conforming() && code.dpl() < self.cpl {
+                return self.gate_to_inner(op, target, offset, code.dpl());
+            }
         }
         let cs = self.code_segment(if through_gate { target & !3 } else { target }, self.cpl, false)?;
+        let offset = if cs.long() { offset } else { offset as u32 as u64 };
+        self.check_code_address(offset)?;
         if call {
             let (rsp, old_cs) = (self.regs[4], self.seg[seg::CS].selector);
             let next = self.next_ip(op);
@@ -73,15 +86,25 @@ impl Cpu {
         }
         self.seg[seg::CS] = cs;
         self.refresh();
-        self.rip = if self.long { offset } else { offset as u32 as u64 };
+        self.rip = offset;
         Err(Stop::Branch)
+    }
+
+    /// #GP(0) where no code can be: the transfer faults, not what it leads to.
+    pub(super) fn check_code_address(&mut self, rip: u64) -> Exec {
+        if (rip as i64) << 16 >> 16 == rip as i64 { Ok(()) } else { Err(self.gp()) }
+    }
+
+    /// Reads the stack: a non-canonical address is #SS(0).
+    pub(super) fn read_stack<T: Int>(&mut self, va: u64) -> Result<T, Stop> {
+        self.read(va).map_err(|stop| self.stack_stop(stop))
     }
 
     /// A call through a gate to an inner privilege: stack from the TSS.
     pub(super) fn gate_to_inner(&mut self, op: &Op, target: u16, offset: u64, dpl: u8) -> Exec {
         let cs = self.code_segment(target & !3 | dpl as u16, dpl, false)?;
-        let stack = self.tr.base.wrapping_add(4 + 8 * dpl as u64);
-        let new_rsp = self.read_system::<u64>(stack)?;
+        self.check_code_address(offset)?;
+        let new_rsp = self.tss_stack(4 + 8 * dpl as u64)?;
         let frame = [
             self.next_ip(op),
             self.seg[seg::CS].selector as u64,
@@ -90,7 +113,7 @@ impl Cpu {
         ];
         let bottom = new_rsp.wrapping_sub(32);
         for (i, v) in frame.into_iter().enumerate() {
-            self.write_system(bottom.wrapping_add(8 * i as u64), v)?;
+            self.write_system(bottom.wrapping_add(8 * i as u64), v).map_err(|stop| self.stack_stop(stop))?;
         }
         self.regs[4] = bottom;
         self.seg[seg::SS] =
@@ -122,14 +145,16 @@ pub(super) fn far_i<const CALL: bool, T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
 
 pub(super) fn retf<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     let at = |cpu: &Cpu, i: u64| cpu.stack_addr(cpu.regs[4].wrapping_add(i));
-    let rip = cpu.read::<T>(at(cpu, 0))?.to_u64();
-    let selector = cpu.read::<T>(at(cpu, T::BYTES))?.to_u64() as u16;
+    let rip = cpu.read_stack::<T>(at(cpu, 0))?.to_u64();
+    let selector = cpu.read_stack::<T>(at(cpu, T::BYTES))?.to_u64() as u16;
     let cs = cpu.return_code_segment(selector)?;
+    let rip = if cs.long() { rip } else { rip as u32 as u64 };
+    cpu.check_code_address(rip)?;
     let outer = (cs.selector & 3) as u8 > cpu.cpl;
     if outer {
         let skip = 2 * T::BYTES + op.imm;
-        let rsp = cpu.read::<T>(at(cpu, skip))?.to_u64();
-        let ss = cpu.read::<T>(at(cpu, skip + T::BYTES))?.to_u64() as u16;
+        let rsp = cpu.read_stack::<T>(at(cpu, skip))?.to_u64();
+        let ss = cpu.read_stack::<T>(at(cpu, skip + T::BYTES))?.to_u64() as u16;
         let ss = cpu.return_stack_segment(ss, (cs.selector & 3) as u8, cs.long())?;
         cpu.seg[seg::CS] = cs;
         cpu.seg[seg::SS] = ss;
@@ -141,6 +166,6 @@ pub(super) fn retf<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
         cpu.seg[seg::CS] = cs;
         cpu.refresh();
     }
-    cpu.rip = if cpu.long { rip } else { rip as u32 as u64 };
+    cpu.rip = rip;
     Err(Stop::Branch)
 }

@@ -54,19 +54,23 @@ impl Cpu {
 }
 
 pub(super) fn iret<T: Int>(cpu: &mut Cpu, _: &Op) -> Exec {
+    // NMIs are let in again even where the instruction faults.
+    cpu.nmi_blocked = false;
     if cpu.sysflags & rflags::NT != 0 {
         return Err(cpu.gp());
     }
     let at = |cpu: &Cpu, i: u64| cpu.stack_addr(cpu.regs[4].wrapping_add(i * T::BYTES));
-    let rip = cpu.read::<T>(at(cpu, 0))?.to_u64();
-    let selector = cpu.read::<T>(at(cpu, 1))?.to_u64() as u16;
-    let flags = cpu.read::<T>(at(cpu, 2))?.to_u64();
+    let rip = cpu.read_stack::<T>(at(cpu, 0))?.to_u64();
+    let selector = cpu.read_stack::<T>(at(cpu, 1))?.to_u64() as u16;
+    let flags = cpu.read_stack::<T>(at(cpu, 2))?.to_u64();
     let cs = cpu.return_code_segment(selector)?;
+    let rip = if cs.long() { rip } else { rip as u32 as u64 };
+    cpu.check_code_address(rip)?;
     let new_cpl = (cs.selector & 3) as u8;
     let outer = new_cpl > cpu.cpl;
     let stack = if cpu.long || outer {
-        let rsp = cpu.read::<T>(at(cpu, 3))?.to_u64();
-        let ss = cpu.read::<T>(at(cpu, 4))?.to_u64() as u16;
+        let rsp = cpu.read_stack::<T>(at(cpu, 3))?.to_u64();
+        let ss = cpu.read_stack::<T>(at(cpu, 4))?.to_u64() as u16;
         Some((rsp, cpu.return_stack_segment(ss, new_cpl, cs.long())?))
     } else {
         None
@@ -97,8 +101,7 @@ pub(super) fn iret<T: Int>(cpu: &mut Cpu, _: &Op) -> Exec {
     if outer {
         cpu.drop_inner_segments();
     }
-    cpu.nmi_blocked = false;
-    cpu.rip = if cpu.long { rip } else { rip as u32 as u64 };
+    cpu.rip = rip;
     cpu.events_may_open();
     Err(Stop::Branch)
 }

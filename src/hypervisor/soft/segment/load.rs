@@ -113,14 +113,14 @@ pub(super) fn push_seg<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     if T::BITS == 32 {
         // Only the low half of the slot is written.
         let rsp = cpu.regs[4].wrapping_sub(4);
-        cpu.write(cpu.stack_addr(rsp), v)?;
+        cpu.write(cpu.stack_addr(rsp), v).map_err(|stop| cpu.stack_stop(stop))?;
         cpu.set_rsp(rsp);
         return Ok(());
     }
     cpu.push(T::from_u64(v as u64))
 }
 pub(super) fn pop_seg<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
-    let v = cpu.read::<T>(cpu.stack_addr(cpu.regs[4]))?;
+    let v = cpu.read_stack::<T>(cpu.stack_addr(cpu.regs[4]))?;
     cpu.load_segment(op.extra as usize, v.to_u64() as u16)?;
     cpu.set_rsp(cpu.regs[4].wrapping_add(T::BYTES));
     if op.extra as usize == seg::SS {

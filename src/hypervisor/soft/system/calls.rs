@@ -73,6 +73,9 @@ pub(super) fn sysexit<const LONG: bool>(cpu: &mut Cpu, _: &Op) -> Exec {
     } else {
         (cpu.regs[2] as u32 as u64, cpu.regs[1] as u32 as u64)
     };
+    if [rip, rsp].iter().any(|&v| (v as i64) << 16 >> 16 != v as i64) {
+        return Err(cpu.gp());
+    }
     let cs = base.wrapping_add(if LONG { 32 } else { 16 }) | 3;
     cpu.seg[seg::CS] = flat(cs, true, 3, LONG);
     cpu.seg[seg::SS] = flat(cs.wrapping_add(8), false, 3, false);
