@@ -244,8 +244,10 @@ impl Cpu {
         out.fill(0xff);
         if let Some(io) = self.io() {
             let len = out.len();
-            if len.is_power_of_two() && len <= 8 {
-                io.mmio_read(gpa, out);
+            if len.is_power_of_two() {
+                for (i, part) in out.chunks_mut(8).enumerate() {
+                    io.mmio_read(gpa + 8 * i as u64, part);
+                }
             } else {
                 for (i, b) in out.iter_mut().enumerate() {
                     io.mmio_read(gpa + i as u64, std::slice::from_mut(b));
@@ -274,8 +276,10 @@ impl Cpu {
             return;
         }
         if let Some(io) = self.io() {
-            if data.len().is_power_of_two() && data.len() <= 8 {
-                io.mmio_write(gpa, data);
+            if data.len().is_power_of_two() {
+                for (i, part) in data.chunks(8).enumerate() {
+                    io.mmio_write(gpa + 8 * i as u64, part);
+                }
             } else {
                 for (i, b) in data.iter().enumerate() {
                     io.mmio_write(gpa + i as u64, std::slice::from_ref(b));

@@ -134,12 +134,14 @@ pub(super) fn lmsw<const MEMORY: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
 }
 
 pub(super) fn dr_slot(cpu: &mut Cpu, n: u16) -> Result<usize, Stop> {
-    let n = match n {
-        0..=3 => n,
-        4 | 6 => 4,
-        _ => 5,
-    };
-    if cpu.cr4 & cr4::DE != 0 && n > 7 { Err(cpu.ud()) } else { Ok(n as usize) }
+    match n {
+        0..=3 => Ok(n as usize),
+        // DR4 and DR5 are other names of DR6 and DR7 until CR4.DE takes them away.
+        4 | 5 if cpu.cr4 & cr4::DE != 0 => Err(cpu.ud()),
+        4 | 6 => Ok(4),
+        5 | 7 => Ok(5),
+        _ => Err(cpu.ud()),
+    }
 }
 pub(super) fn mov_from_dr(cpu: &mut Cpu, op: &Op) -> Exec {
     cpu.privileged()?;

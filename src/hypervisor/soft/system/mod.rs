@@ -147,7 +147,7 @@ pub(super) fn lower(ins: &Instruction, op: &mut Op) -> Option<Handler> {
         Mnemonic::Invlpg => Some(invlpg),
         Mnemonic::Invpcid => Some(invpcid),
         Mnemonic::Invd | Mnemonic::Wbinvd | Mnemonic::Wbnoinvd => Some(privileged_nop),
-        Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => Some(clflush),
+        Mnemonic::Clflush | Mnemonic::Clflushopt => Some(clflush),
         Mnemonic::Pause => Some(pause),
         Mnemonic::Hlt => Some(hlt),
         Mnemonic::Cpuid => Some(cpuid),

@@ -59,13 +59,14 @@ pub(super) fn invpcid(cpu: &mut Cpu, op: &Op) -> Exec {
     let descriptor = u128::from_le_bytes(descriptor);
     let va = (descriptor >> 64) as u64;
     let pcid = descriptor as u64;
+    let no_such_pcid = pcid != 0 && cpu.cr4 & crate::arch::x86_64::cr4::PCIDE == 0;
     let bad = match kind {
-        0 => pcid >> 12 != 0 || (va as i64) << 16 >> 16 != va as i64,
-        1 => pcid >> 12 != 0,
+        0 => no_such_pcid || (va as i64) << 16 >> 16 != va as i64,
+        1 => no_such_pcid,
         2 | 3 => false,
         _ => true,
     };
-    if bad {
+    if bad || pcid >> 12 != 0 {
         return Err(cpu.gp());
     }
     match kind {
@@ -84,7 +85,7 @@ pub(super) fn privileged_nop(cpu: &mut Cpu, _: &Op) -> Exec {
     cpu.privileged()
 }
 
-/// CLFLUSH, CLFLUSHOPT, CLWB: caches are coherent, but the address is checked.
+/// CLFLUSH, CLFLUSHOPT: caches are coherent, but the address is checked.
 pub(super) fn clflush(cpu: &mut Cpu, op: &Op) -> Exec {
     let va = cpu.ea(op);
     cpu.translate(va, Access::Read)?;
