@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-use crate::arch::x86_64::{VcpuState, cr0, efer, rflags, seg, vector};
+use crate::arch::x86_64::{VcpuState, cr0, cr4, efer, rflags, seg, vector};
 use crate::hypervisor::{Exit, ExitIo, HypervisorError, LocalApic, LocalEvent, Vcpu, VcpuSignal};
 use crate::memory::GuestRam;
 use crate::sys::clock::Clock;
@@ -371,6 +371,15 @@ impl Vcpu for SoftVcpu {
         }
         if state.seg[seg::CS].long() && state.seg[seg::CS].big() {
             return Err(HypervisorError::BadState("CS is both 64-bit and 32-bit"));
+        }
+        if state.cr4 & !super::system::CR4_KNOWN != 0 || state.cr4 & cr4::PAE == 0 {
+            return Err(HypervisorError::BadState("CR4 has bits that this processor lacks, or no PAE"));
+        }
+        if state.efer & !(efer::SCE | efer::LME | efer::LMA | efer::NXE) != 0 {
+            return Err(HypervisorError::BadState("EFER has bits that this processor lacks"));
+        }
+        if state.rflags & rflags::VM != 0 {
+            return Err(HypervisorError::BadState("virtual-8086 mode"));
         }
         let cpu = &mut self.cpu;
         cpu.regs[..16].copy_from_slice(&state.gpr);

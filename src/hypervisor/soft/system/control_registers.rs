@@ -7,7 +7,7 @@ use super::super::int::Int;
 use super::super::op::{Exec, Op, Stop, flag};
 
 /// CR4 bits this processor has.
-pub(super) const CR4_KNOWN: u64 = cr4::VME
+pub(in super::super) const CR4_KNOWN: u64 = cr4::VME
     | cr4::PVI
     | cr4::TSD
     | cr4::DE
