@@ -519,7 +519,7 @@ impl Cpu {
         let _guard = super::ram::SPLIT_LOCK.lock().unwrap_or_else(|e| e.into_inner());
         self.check_canonical(va.wrapping_add(T::BYTES - 1))?;
         self.translate(va, Access::Write)?;
-        self.translate(va.wrapping_add(T::BYTES - 1), Access::Write)?;
+        self.translate(second_page(va, T::BYTES), Access::Write)?;
         let old = T::from_u64(self.read_slow_for_write(va, T::BYTES as usize)?);
         let new = f(old);
         self.write_slow(va, new.to_u64(), T::BYTES as usize)?;
@@ -579,4 +579,11 @@ impl Cpu {
     pub(super) fn seg_slot(long: bool, s: usize) -> u8 {
         if long && s < seg::FS { SEG_FLAT } else { s as u8 }
     }
+}
+
+/// Where an access of `len` bytes at `va` enters its last page: the address that a fault there
+/// reports.
+pub(super) fn second_page(va: u64, len: u64) -> u64 {
+    let last = va.wrapping_add(len - 1);
+    if (va ^ last) >> 12 != 0 { last & !4095 } else { va }
 }

@@ -123,7 +123,7 @@ fn run_decoder(cpu: &mut Cpu, bytes: &[u8], ops: &mut Vec<Op>, max: usize, all_t
             None => {
                 end = end.max(start + 1);
                 let text = &bytes[start..end.min(bytes.len())];
-                if ins.is_invalid() && text.len() == 15 && decoder.last_error() == DecoderError::NoMoreBytes {
+                if ins.is_invalid() && text.len() >= 15 {
                     op.run = too_long;
                 } else {
                     cpu.unknown.trace(ins.code(), text);

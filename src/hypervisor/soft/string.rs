@@ -282,7 +282,8 @@ fn ins<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     repeat(cpu, op, T::BYTES * 64, |cpu| {
         // The store must not fault after the device has been read.
         cpu.translate(dest(cpu, op), super::cpu::Access::Write)?;
-        cpu.translate(dest(cpu, op).wrapping_add(T::BYTES - 1), super::cpu::Access::Write)?;
+        let last = super::cpu::second_page(dest(cpu, op), T::BYTES);
+        cpu.translate(last, super::cpu::Access::Write)?;
         let v = super::system::port_in::<T>(cpu, port);
         cpu.write(dest(cpu, op), v)?;
         let by = step::<T>(cpu);

@@ -55,7 +55,10 @@ impl Cpu {
 
 pub(super) fn iret<T: Int>(cpu: &mut Cpu, _: &Op) -> Exec {
     // NMIs are let in again even where the instruction faults.
-    cpu.nmi_blocked = false;
+    if cpu.nmi_blocked {
+        cpu.nmi_blocked = false;
+        cpu.events_may_open();
+    }
     if cpu.sysflags & rflags::NT != 0 {
         return Err(cpu.gp());
     }
