@@ -6,7 +6,7 @@
 
 /// Words of memory that one pass goes over.
 const WORDS: u32 = 8192;
-/// Passes. Each is about 22 instructions a word.
+/// Passes. Each is about 20 instructions a word.
 const PASSES: u32 = 2000;
 /// Where the file is mapped.
 const BASE: u64 = 0x40_0000;

@@ -62,7 +62,7 @@ pub(crate) fn basics(command: Factory<'_>) {
     assert_eq!(command("cat").output().unwrap().stdout, b"");
     assert_eq!(sh(command, "echo $0").arg("zero").output().unwrap().stdout, b"zero\n");
     // Some shells are one of the names of a program of many.
-    let out = sh(command, "tr '\\0' ' ' </proc/$$/cmdline").arg0("/other/sh").output().unwrap();
+    let out = sh(command, "tr '\\0' ' ' </proc/$$/cmdline; :").arg0("/other/sh").output().unwrap();
     assert!(out.stdout.starts_with(b"/other/sh -c "), "{out:?}");
 
     let mut child = sh(command, "read x; echo got $x; exit 5")

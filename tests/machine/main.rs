@@ -6,5 +6,8 @@
 
 mod commands;
 mod endings;
+mod floods;
+mod kernels;
 mod lifetime;
+mod programs;
 mod support;

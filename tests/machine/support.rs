@@ -1,6 +1,5 @@
 //! What the tests share: one machine, ways to be alone, figures of this process.
 
-use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -60,27 +59,29 @@ pub(crate) fn alone(name: &str, body: impl FnOnce()) {
     assert!(text.contains("1 passed"), "there is no test {name}");
 }
 
-/// Resident memory of this process in KiB.
-pub(crate) fn resident_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("VmRSS");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
+/// Resident memory of this process without that of guests, in KiB.
+pub(crate) fn resident_beyond_guest_ram_kib() -> u64 {
+    let maps = std::fs::read_to_string("/proc/self/smaps").expect("procfs");
+    let mut guest = false;
+    let mut sum = 0;
+    for line in maps.lines() {
+        if let Some(rss) = line.strip_prefix("Rss:") {
+            let kib: u64 = rss.trim().trim_end_matches(" kB").parse().expect("a number");
+            sum += if guest { 0 } else { kib };
+        } else if line.split_whitespace().next().is_some_and(|word| word.contains('-')) {
+            guest = line.contains("cc-guest-ram");
+        }
+    }
+    sum
 }
 
 /// A static busybox that also runs on this host, from where [`source`] has it.
 pub(crate) fn busybox() -> &'static [u8] {
     static BUSYBOX: OnceLock<Vec<u8>> = OnceLock::new();
-    BUSYBOX.get_or_init(|| {
-        cc::machine::boot::provider::Provider::new().busybox(&|_| {}).expect("a busybox")
-    })
+    BUSYBOX.get_or_init(|| cc::machine::boot::provider::Provider::new().busybox(&|_| {}).expect("a busybox"))
 }
 
 /// A directory that is gone with the value.
 pub(crate) fn scratch() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary directory")
-}
-
-/// Where the crate's sources are.
-pub(crate) fn crate_dir() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }

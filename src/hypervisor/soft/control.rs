@@ -134,10 +134,13 @@ fn int1(cpu: &mut Cpu, op: &Op) -> Exec {
 fn bound<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     let index = cpu.get::<T>(op.dst).sext() as i64;
     let low = cpu.load::<T>(op)?.sext() as i64;
+    if index < low {
+        return Err(cpu.raise(vector::BR, None));
+    }
     let mut second = *op;
     second.disp = op.disp.wrapping_add(T::BYTES as i64);
     let high = cpu.load::<T>(&second)?.sext() as i64;
-    if index < low || index > high { Err(cpu.raise(vector::BR, None)) } else { Ok(()) }
+    if index > high { Err(cpu.raise(vector::BR, None)) } else { Ok(()) }
 }
 
 fn indirect(ins: &Instruction, op: &mut Op, r: [Handler; 3], m: [Handler; 3]) -> Option<Handler> {

@@ -203,7 +203,13 @@ fn memory_operand(long: bool, ins: &Instruction, op: &mut Op) {
     op.disp = ins.memory_displacement64() as i64;
     let segment = ins.memory_segment();
     op.seg = Cpu::seg_slot(long, segment.number());
-    if segment == Register::SS {
+    // In 64-bit code, prefixes other than FS and GS do not even change which exception it is.
+    let stack = if long && !matches!(segment, Register::FS | Register::GS) {
+        matches!(base.full_register(), Register::RSP | Register::RBP)
+    } else {
+        segment == Register::SS
+    };
+    if stack {
         op.flags |= flag::STACK;
     }
     let size = if base != Register::None && base != Register::RIP {

@@ -1,11 +1,11 @@
 //! The software CPU: an x86-64 processor with no help from the host's.
 //!
-//! Guest code is decoded once, block by block, into compact operations ([`op`], [`decode`]) that
-//! are kept by physical address ([`block`]) and run one handler call after the other ([`run`]).
-//! Linear addresses become host pointers through a software TLB ([`tlb`], filled by the page walk
-//! in [`mmu`]). The instruction families are [`int`], [`control`], [`string`], [`system`] (with
-//! [`segment`], [`msr`], [`cpuid`]), [`sse`] and [`x87`] (on [`fp`]); exceptions and interrupts are delivered
-//! in [`exception`].
+//! Guest code is decoded once, block by block, into compact operations (`op`, `decode`) that
+//! are kept by physical address (`block`) and run one handler call after the other (`run`).
+//! Linear addresses become host pointers through a software TLB (`tlb`, filled by the page walk
+//! in `mmu`). The instruction families are `int`, `control`, `string`, `system` (with
+//! `segment`, `msr`, `cpuid`), `sse` and `x87` (on `fp`); exceptions and interrupts are delivered
+//! in `exception`.
 //!
 //! Between blocks, and only there, the processor looks at its attention word: stop requests,
 //! events of the local APIC, decoded code that was overwritten. A store to decoded code ends the

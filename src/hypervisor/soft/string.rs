@@ -110,9 +110,10 @@ fn upward(cpu: &Cpu, op: &Op) -> bool {
     repeats(op) && cpu.sysflags & rflags::DF == 0 && !cpu.step && cpu.long && op.extra & 0xff == 8
 }
 
-/// REP MOVS and REP STOS with 32-bit addresses clear the upper halves before anything can fault.
+/// REP MOVS and REP STOS with 32-bit addresses clear the upper halves before anything can fault,
+/// and if there is nothing to do.
 fn truncate(cpu: &mut Cpu, op: &Op, reg: usize) {
-    if repeats(op) && op.extra & 0xff == 4 && cpu.regs[RCX] as u32 != 0 {
+    if repeats(op) && op.extra & 0xff == 4 {
         advance(cpu, op, reg, 0);
     }
 }

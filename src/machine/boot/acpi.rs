@@ -6,7 +6,7 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    self, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Path, ResourceTemplate, Scope,
+    self, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -14,6 +14,8 @@ use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+
+use crate::chipset::reset::{POWER_PORT, S5_SLEEP_TYPE, SLEEP_CONTROL, SLEEP_STATUS};
 
 /// Guest-physical address of the local APICs' registers.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
@@ -68,6 +70,10 @@ pub fn tables(machine: &Description, at: u32) -> Vec<u8> {
     fadt.iapc_boot_arch = BOOT_ARCH.into();
     fadt.reset_reg = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, RESET_PORT);
     fadt.reset_value = RESET_VALUE;
+    let byte_port =
+        |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port));
+    fadt.sleep_control_reg = byte_port(POWER_PORT + SLEEP_CONTROL);
+    fadt.sleep_status_reg = byte_port(POWER_PORT + SLEEP_STATUS);
     let fadt = block.add(&bytes(&fadt.finalize()));
     let madt = block.add(madt(machine.cpus).as_slice());
 
@@ -129,6 +135,9 @@ fn dsdt(machine: &Description) -> Sdt {
     }
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, OEM_REVISION);
     dsdt.append_slice(&Scope::raw(Path::new("_SB_"), body));
+    // Without the sleep type for "off" Linux halts where it is told to turn itself off.
+    let off = Package::new(vec![&S5_SLEEP_TYPE, &S5_SLEEP_TYPE, &aml::ZERO, &aml::ZERO]);
+    dsdt.append_slice(&bytes(&Name::new(Path::new("_S5_"), &off)));
     dsdt.update_checksum();
     dsdt
 }

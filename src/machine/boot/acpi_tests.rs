@@ -43,6 +43,13 @@ fn every_table_is_reached_from_the_rsdp_and_sums_to_zero() {
     assert_eq!((fadt[116], u64_at(&fadt, 120), fadt[128]), (1, 0x64, 0xfe));
     let dsdt = table(&block, u64_at(&fadt, 140), b"DSDT");
 
+    // Power off: type 5 into the sleep control register.
+    for (at, port) in [(244, 0x600), (256, 0x601)] {
+        assert_eq!((&fadt[at..at + 4], u64_at(&fadt, at + 4)), (&[1, 8, 0, 1][..], port));
+    }
+    let off = [b"\x08_S5_\x12".as_slice(), &[8, 4, 0x0a, 5, 0x0a, 5, 0, 0]].concat();
+    assert!(dsdt.windows(off.len()).any(|w| w == off), "{dsdt:x?}");
+
     assert_eq!(u32_at(&madt, 36), LOCAL_APIC);
     let mut kinds = Vec::new();
     let mut at = 44;

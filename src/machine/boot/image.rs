@@ -30,6 +30,8 @@ mod setup {
 
 const EM_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
+const PT_INTERP: u32 = 3;
+const PT_TLS: u32 = 7;
 
 /// The ELF kernel inside `bytes`: borrowed when `bytes` is one, unpacked when it is a bzImage.
 pub fn vmlinux(bytes: &[u8]) -> Result<Cow<'_, [u8]>, BootError> {
@@ -188,8 +190,13 @@ impl Elf {
                     },
                 )
             };
-            if get(0, 4)? != u64::from(PT_LOAD) {
-                continue;
+            match get(0, 4)? as u32 {
+                PT_LOAD => {}
+                // No kernel has an interpreter or thread-local storage; C programs have one of them.
+                PT_INTERP | PT_TLS => {
+                    return Err(BootError::NotAKernel { reason: "a program for an operating system" });
+                }
+                _ => continue,
             }
             let (offset, physical, in_file, in_memory) = (get(8, 8)?, get(24, 8)?, get(32, 8)?, get(40, 8)?);
             let file_end = offset.saturating_add(in_file);

@@ -84,20 +84,25 @@ impl Generator {
             rsp_moved: false,
             rsp_wild: false,
             undefined: 0,
-            ended: false,
+            small_operand: false,
             patches: Vec::new(),
         };
-        for step in 0..length {
-            // Half of the codes have SSE or x87 in them; every code gets the same share.
+        for _ in 0..length {
             let pick = builder.rng.below(self.codes.len());
             let (code, templates) = &self.codes[pick];
             let inexact = undefined::approximate(code.mnemonic());
+            if undefined::small_operand(code.mnemonic()) {
+                if !builder.units.is_empty() {
+                    continue;
+                }
+                builder.small_operand = true;
+            }
             for _ in 0..64 {
                 if builder.instruction(*code, templates) {
                     break;
                 }
             }
-            if inexact || builder.ended || builder.bytes.len() > 0x400 || step == length {
+            if inexact || builder.bytes.len() > 0x400 {
                 break;
             }
         }
@@ -120,7 +125,8 @@ struct Builder {
     /// RSP may point anywhere.
     rsp_wild: bool,
     undefined: u64,
-    ended: bool,
+    /// ST(0) must be small.
+    small_operand: bool,
     patches: Vec<Patch>,
 }
 
@@ -163,9 +169,14 @@ impl Builder {
         let offsets = decoder.get_constant_offsets(&instruction);
         bytes.truncate(instruction.len());
         let mut needs = Needs::default();
-        if !self.operands(&instruction, &mut needs) {
+        let masked = instruction.op_kinds().any(|kind| {
+            matches!(kind, OpKind::MemorySegDI | OpKind::MemorySegEDI) && segment_base(&instruction) != 0
+                || kind == OpKind::MemorySegDI
+        });
+        if masked {
             return false;
         }
+        self.operands(&instruction, &mut needs);
         self.special(&instruction, &offsets, &mut bytes, &mut needs);
         self.place(&instruction, &offsets, bytes, needs)
     }
@@ -221,7 +232,7 @@ impl Builder {
                 2 => ARENA - back,
                 3 => READ_ONLY + rng.below(0x1000 - reach) as u64,
                 4 => 0x0000_8000_0000_0000 - back,
-                _ => values::integer(rng) & 0xffff_ffff | 0xffff_c000_0000_0000 * (rng.below(2) as u64),
+                _ => values::integer(rng) & 0xffff_ffff | (0xffff_c000_0000_0000 * (rng.below(2) as u64)),
             };
         }
         if rng.chance(8) {
@@ -246,8 +257,8 @@ impl Builder {
         value
     }
 
-    /// Finds what the operands need. False where nothing sensible can be made of them.
-    fn operands(&mut self, instruction: &Instruction, needs: &mut Needs) -> bool {
+    /// Finds what the operands need.
+    fn operands(&mut self, instruction: &Instruction, needs: &mut Needs) {
         let size = instruction.memory_size().size();
         for op in 0..instruction.op_count() {
             match instruction.op_kind(op) {
@@ -256,8 +267,9 @@ impl Builder {
                     needs.register(RSI, address);
                 }
                 OpKind::MemorySegRDI | OpKind::MemorySegEDI => {
-                    let address = self.target(16).wrapping_sub(segment_base(instruction));
-                    needs.register(RDI, address);
+                    // MASKMOVQ: whether bytes that are not stored can fault is the processor's own.
+                    let address = ARENA + 0x400 + self.rng.below(0x2000) as u64;
+                    needs.register(RDI, address.wrapping_sub(segment_base(instruction)));
                 }
                 OpKind::MemoryESRDI | OpKind::MemoryESEDI => {
                     let address = self.target(size);
@@ -267,7 +279,6 @@ impl Builder {
                 _ => {}
             }
         }
-        true
     }
 
     fn memory(&mut self, instruction: &Instruction, needs: &mut Needs) {
@@ -406,7 +417,7 @@ impl Builder {
                 if instruction.op_kind(2) == OpKind::Register {
                     let count = self.rng.below(if word { 17 } else { 70 }) as u64;
                     if word {
-                        needs.registers.retain(|(r, _)| *r != RCX || false);
+                        needs.registers.retain(|(r, _)| *r != RCX);
                         needs.register(RCX, count);
                     } else {
                         self.prefer(RCX, count, needs);
@@ -490,14 +501,19 @@ impl Builder {
                 let value = self.mxcsr();
                 self.patch(needs.address, &value.to_le_bytes());
             }
-            M::Fxrstor | M::Fxrstor64 if self.rng.chance(80) => {
+            M::Fxrstor | M::Fxrstor64 => {
                 let mut header = [0; 32];
                 header[..24].iter_mut().for_each(|b| *b = self.rng.next() as u8);
                 header[0..2].copy_from_slice(&self.control().to_le_bytes());
                 // FXRSTOR makes no pending exceptions of its own.
                 header[2] = 0;
                 header[3] &= 0x7f;
-                header[24..28].copy_from_slice(&self.mxcsr().to_le_bytes());
+                // Pointers that no program can have lose their upper bits.
+                for unused in [14, 15, 22, 23] {
+                    header[unused] = 0;
+                }
+                let mxcsr = if self.rng.chance(90) { self.mxcsr() } else { self.rng.next() as u32 };
+                header[24..28].copy_from_slice(&mxcsr.to_le_bytes());
                 self.patch(needs.address, &header);
             }
             M::Fldcw | M::Fldenv | M::Frstor if self.rng.chance(80) => {
@@ -768,6 +784,11 @@ impl Builder {
         let mmx = rng.chance(30);
         for st in &mut fpu.st {
             *st = if mmx { (values::vector(rng) as u64, 0xffff) } else { values::extended(rng) };
+        }
+        if self.small_operand {
+            let top = usize::from(status >> 11 & 7);
+            fpu.st[top] =
+                (rng.next() | 1 << 63, (0x3fd0 + rng.below(0x2d) as u16) | (rng.next() as u16) & 0x8000);
         }
         for xmm in &mut fpu.xmm {
             *xmm = values::vector(rng);

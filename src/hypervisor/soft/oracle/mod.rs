@@ -24,6 +24,8 @@ use iced_x86::Code;
 
 use crate::arch::x86_64::FpuState;
 
+pub(super) use native::with_sigfpe;
+
 /// Address of the code area, read-only and executable for snippets.
 pub(super) const CODE: u64 = 0x1000_0000;
 /// Bytes of code area: two pages, so that instructions can lie across their border.

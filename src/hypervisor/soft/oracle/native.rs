@@ -145,6 +145,33 @@ unsafe extern "C" {
 }
 
 static LOCK: Mutex<()> = Mutex::new(());
+
+/// A handler as SA_SIGINFO wants it.
+pub(in crate::hypervisor::soft) type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+
+/// Runs `f` with `handler` for SIGFPE, and puts back what was there. The handler is the process's:
+/// those who want one take turns, with each other and with snippets.
+pub(in crate::hypervisor::soft) fn with_sigfpe<R>(handler: Handler, f: impl FnOnce() -> R) -> R {
+    struct Restore(libc::sigaction);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            // SAFETY: puts back an action that the kernel gave.
+            unsafe { libc::sigaction(libc::SIGFPE, &self.0, std::ptr::null_mut()) };
+        }
+    }
+    let _lock = LOCK.lock().unwrap_or_else(|e| e.into_inner());
+    // SAFETY: zeroed actions are valid, and `handler` has SA_SIGINFO's type.
+    let _restore = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        let mut old: libc::sigaction = std::mem::zeroed();
+        assert_eq!(libc::sigaction(libc::SIGFPE, &action, &mut old), 0);
+        Restore(old)
+    };
+    f()
+}
+
 /// Kernel id of the thread that is in a snippet; 0 for none.
 static RUNNING: AtomicU64 = AtomicU64::new(0);
 static OLD_ACTIONS: AtomicPtr<[libc::sigaction; 5]> = AtomicPtr::new(std::ptr::null_mut());
@@ -155,14 +182,23 @@ fn thread_id() -> u64 {
 }
 
 /// Called from `cc_oracle_signal` as a signal handler.
-extern "C" fn on_signal(signal: i32, _info: *mut libc::siginfo_t, frame: *mut libc::c_void) {
+extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, frame: *mut libc::c_void) {
     if RUNNING.load(Ordering::SeqCst) != thread_id() {
-        // Somebody else's fault: let it happen again with the action that was there before.
+        // Another thread's fault: what was there before takes it.
         let slot = SIGNALS.iter().position(|&s| s == signal);
         let old = OLD_ACTIONS.load(Ordering::SeqCst);
-        if let (Some(slot), false) = (slot, old.is_null()) {
-            // SAFETY: `old` points to the live array of the Native that installed this handler.
-            unsafe { libc::sigaction(signal, &(&*old)[slot], std::ptr::null_mut()) };
+        let (Some(slot), false) = (slot, old.is_null()) else { return };
+        // SAFETY: `old` points to the live array of the Native that installed this handler, and an
+        // action with SA_SIGINFO holds a function of this type.
+        unsafe {
+            let old = &(&*old)[slot];
+            if old.sa_flags & libc::SA_SIGINFO != 0 {
+                let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
+                    std::mem::transmute(old.sa_sigaction);
+                handler(signal, info, frame);
+            } else {
+                libc::sigaction(signal, old, std::ptr::null_mut());
+            }
         }
         return;
     }
@@ -354,7 +390,7 @@ impl Native {
             cc_oracle_enter();
             RUNNING.store(0, Ordering::SeqCst);
             let out = &*context;
-            let fault = (out.out_vector != NO_FAULT).then(|| Fault {
+            let fault = (out.out_vector != NO_FAULT).then_some(Fault {
                 vector: out.out_vector as u8,
                 error: out.out_error as u32,
                 cr2: out.out_cr2,

@@ -220,7 +220,7 @@ impl Soft {
         let state = self.vcpu.state().unwrap();
         let mut cpu = CpuImage { gpr: state.gpr, rip: state.rip, rflags: state.rflags, fpu: state.fpu };
         let stub = state.rip.wrapping_sub(1).wrapping_sub(kernel(STUBS));
-        if exit != Exit::Halted || stub >= 64 * 16 || stub % 16 != 0 {
+        if exit != Exit::Halted || stub >= 64 * 16 || !stub.is_multiple_of(16) {
             return Outcome { cpu, fault: Some(Fault { vector: 255, error: 0, cr2: state.cr2 }) };
         }
         let vector = (stub / 16) as u8;

@@ -25,7 +25,9 @@ fn to_rflags(bits: u32) -> u64 {
 
 /// Flags that `instruction` depends on.
 pub(super) fn flags_read(instruction: &Instruction) -> u64 {
-    to_rflags(instruction.rflags_read())
+    let through_carry = matches!(instruction.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr);
+    // The count may still be filled in.
+    to_rflags(instruction.rflags_read()) | if through_carry { rflags::CF } else { 0 }
 }
 
 /// Undefined flags after `instruction`, when `before` were undefined before it.
@@ -74,4 +76,30 @@ pub(super) fn approximate(mnemonic: Mnemonic) -> bool {
 pub(super) fn reciprocal(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(mnemonic, M::Rcpps | M::Rcpss | M::Rsqrtps | M::Rsqrtss)
+}
+
+/// Instructions that touch memory in several steps, in an order that is the processor's own. When one
+/// faults, which of its bytes is blamed, and what it has written by then, may differ.
+pub(super) fn many_steps(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Fxsave
+            | M::Fxsave64
+            | M::Fxrstor
+            | M::Fxrstor64
+            | M::Fnsave
+            | M::Frstor
+            | M::Fnstenv
+            | M::Fldenv
+            | M::Fstp
+            | M::Fbstp
+            | M::Maskmovq
+            | M::Maskmovdqu
+    )
+}
+
+/// Instructions that define a result only for small operands.
+pub(super) fn small_operand(mnemonic: Mnemonic) -> bool {
+    matches!(mnemonic, Mnemonic::F2xm1 | Mnemonic::Fyl2xp1)
 }

@@ -70,9 +70,9 @@ impl Cpu {
         }
         let cs = self.code_segment(if through_gate { target & !3 } else { target }, self.cpl, false)?;
         let offset = if cs.long() { offset } else { offset as u32 as u64 };
-        self.check_code_address(offset)?;
+        let rsp = self.regs[4];
         if call {
-            let (rsp, old_cs) = (self.regs[4], self.seg[seg::CS].selector);
+            let old_cs = self.seg[seg::CS].selector;
             let next = self.next_ip(op);
             let pushed = if through_gate {
                 self.push(old_cs as u64).and_then(|()| self.push(next))
@@ -83,6 +83,11 @@ impl Cpu {
                 self.regs[4] = rsp;
                 return Err(stop);
             }
+        }
+        // After the stores of a call, which stay.
+        if let Err(stop) = self.check_code_address(offset) {
+            self.regs[4] = rsp;
+            return Err(stop);
         }
         self.seg[seg::CS] = cs;
         self.refresh();

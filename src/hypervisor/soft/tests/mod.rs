@@ -76,7 +76,7 @@ impl Machine {
             let handler = HANDLERS + 16 * v;
             put(IDT + 16 * v, handler & 0xffff | 0x08 << 16 | 0x8e00 << 32);
             put(IDT + 16 * v + 8, 0);
-            put(handler, 0xfdeb_f4);
+            put(handler, 0x00fd_ebf4);
         }
         let ordinary =
             |selector: u16, attributes: u16| Segment { selector, base: 0, limit: u32::MAX, attributes };

@@ -247,11 +247,7 @@ fn the_processor_reads_tables_with_supervisor_rights_and_against_smap() {
     m.put(FRAMES + 0x1008, 0x00af_9b00_0000_ffff);
     m.state.gdt.base = PAGES + 0x1000;
     m.vcpu.set_state(&m.state).unwrap();
-    assert_eq!(
-        m.vcpu.run(&NoIo).unwrap(),
-        Exit::TripleFault,
-        "not even a handler can be entered"
-    );
+    assert_eq!(m.vcpu.run(&NoIo).unwrap(), Exit::TripleFault, "not even a handler can be entered");
     assert_eq!(m.vcpu.cpu.cr2, PAGES + 0x1008);
 }
 

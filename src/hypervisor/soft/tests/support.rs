@@ -44,11 +44,7 @@ pub(super) fn asm32(at: u64, write: impl FnOnce(&mut CodeAssembler) -> Result<()
     assemble(32, at, write)
 }
 
-fn assemble(
-    bits: u32,
-    at: u64,
-    write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
-) -> Vec<u8> {
+fn assemble(bits: u32, at: u64, write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
     let mut a = CodeAssembler::new(bits).unwrap();
     write(&mut a).unwrap();
     a.assemble(at).unwrap()

@@ -123,12 +123,8 @@ fn sysenter_and_both_sysexits() {
     m.state.msrs.sysenter_cs = 8;
     m.state.msrs.sysenter_eip = CODE + 0x800;
     m.state.msrs.sysenter_esp = STACK - 0x800;
-    m.state.seg[seg::CS] = crate::arch::x86_64::Segment {
-        selector: 0x1b,
-        base: 0,
-        limit: u32::MAX,
-        attributes: 0xc0fb,
-    };
+    m.state.seg[seg::CS] =
+        crate::arch::x86_64::Segment { selector: 0x1b, base: 0, limit: u32::MAX, attributes: 0xc0fb };
     m.state.seg[seg::SS].selector = 0x23;
     m.state.rflags |= rflags::IF;
     let f = |m: &mut Machine, long: bool| {
@@ -177,8 +173,10 @@ fn iret_to_user_code_of_both_sizes_and_back_by_interrupt() {
             iret_to(a, 0x1b, 0x30_0000, 0x203, cs_, CODE + 0x400)
         }));
         let f = m.frame(&s);
-        assert_eq!((f.vector, f.rip, f.cs, f.ss, f.rsp, f.flags & 0x203),
-            (0x80, CODE + 0x403, cs_ as u64, 0x1b, 0x30_0000, 0x203));
+        assert_eq!(
+            (f.vector, f.rip, f.cs, f.ss, f.rsp, f.flags & 0x203),
+            (0x80, CODE + 0x403, cs_ as u64, 0x1b, 0x30_0000, 0x203)
+        );
         assert_eq!(s.gpr[gpr::RAX] as u32, if long { CODE as u32 + 0x400 } else { CODE as u32 + 0x3ff });
         assert_eq!(s.gpr[gpr::RSP], STACK - 0x1000 - 40);
         let selectors = [seg::ES, seg::FS, seg::DS].map(|i| s.seg[i].selector);
@@ -192,9 +190,8 @@ fn iret_checks_what_it_returns_to() {
     let mut m = machine();
     m.put(GDT + 0x58, 0x00af_1b00_0000_ffff);
     m.put(GDT + 0x60, 0x00cf_7300_0000_ffff);
-    let mut check = |ss_: i32, cs_: i32, ip: u64| {
-        m.fault(&asm(|a| iret_to(a, ss_, 0x30_0000, 2, cs_, ip))).what()
-    };
+    let mut check =
+        |ss_: i32, cs_: i32, ip: u64| m.fault(&asm(|a| iret_to(a, ss_, 0x30_0000, 2, cs_, ip))).what();
     let bad = 1 << 47;
     assert_eq!(check(0x1b, 0x23, bad), (vector::GP, Some(0)), "non-canonical");
     assert_eq!(check(0x1b, 0, CODE), (vector::GP, Some(0)), "null CS");
@@ -264,7 +261,7 @@ fn far_calls_and_jumps_at_the_same_privilege() {
     let f = m.fault(&bad);
     assert_eq!((f.what(), f.rip), ((vector::GP, Some(0)), CODE + bad.len() as u64 - 3), "the jump itself");
     let bad = far(8, 1 << 47, call64);
-    assert_eq!(m.fault(&bad).rsp, STACK, "nothing is pushed");
+    assert_eq!(m.fault(&bad).rsp, STACK, "the stack pointer stays");
     m.put(GDT + 0x58, 0x00af_1b00_0000_ffff);
     for (selector, expect, what) in [
         (0, (vector::GP, Some(0)), "null"),

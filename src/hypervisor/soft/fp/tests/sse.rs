@@ -425,13 +425,10 @@ extern "C" fn on_trap(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut lib
 
 #[test]
 fn unmasked_exceptions_are_silicons() {
-    // SAFETY: nothing else in this process raises SIGFPE.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_trap as *const () as usize;
-        action.sa_flags = libc::SA_SIGINFO;
-        assert_eq!(libc::sigaction(libc::SIGFPE, &action, std::ptr::null_mut()), 0);
-    }
+    crate::hypervisor::soft::oracle::with_sigfpe(on_trap, compare_traps);
+}
+
+fn compare_traps() {
     let edges = edges::<u64>();
     let ops: [(&str, Hardware2<u64>, Soft2<u64>); 8] = [
         ("addsd", addsd, ieee::add),

@@ -51,16 +51,6 @@ extern "C" fn skip(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::
     }
 }
 
-fn skip_float_exceptions() {
-    // SAFETY: installs a handler that does nothing but what it says.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = skip as *const () as usize;
-        action.sa_flags = libc::SA_SIGINFO;
-        assert_eq!(libc::sigaction(libc::SIGFPE, &action, std::ptr::null_mut()), 0);
-    }
-}
-
 /// An executable page.
 struct Page(*mut u8);
 
@@ -469,6 +459,5 @@ fn every_instruction_agrees_with_silicon() {
 
 #[test]
 fn unmasked_exceptions_agree_with_silicon() {
-    skip_float_exceptions();
-    sweep(true, rounds());
+    crate::hypervisor::soft::oracle::with_sigfpe(skip, || sweep(true, rounds()));
 }

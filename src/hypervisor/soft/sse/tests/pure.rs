@@ -124,22 +124,24 @@ fn later_extensions_agree_with_silicon() {
 }
 
 macro_rules! with_imm {
-    ($file:ident $insn:literal, $op:expr, $random:expr, [$($imm:literal)*]) => {$({
-        for _ in 0..ROUNDS / 10 {
+    ($file:ident $insn:literal, $op:expr, $random:expr, [$($imm:literal)*]) => {$(
+        // A closure each: one body with all of them takes the compiler minutes.
+        let mut check = || for _ in 0..ROUNDS / 10 {
             let (a, b) = ($random.operand() as _, $random.operand() as _);
             let expected = silicon!($file concat!($insn, ", ", stringify!($imm)), a, b);
             assert_eq!($op(a, b, $imm), expected, "{} {} {a:#x} {b:#x}", $insn, $imm);
-        }
-    })*};
+        };
+        check();
+    )*};
 }
 
-/// Immediates that name every lane, and some with bits that must be ignored.
+/// Immediates that name every lane, and some with bits that must be ignored. All 256 of each
+/// opcode are drawn at random in `instructions`.
 macro_rules! imms {
     ($($file:ident $insn:literal $op:expr;)*) => {
         let mut random = Random(77);
         $(with_imm!($file $insn, $op, random, [
-            0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 23 24 27 30 31 32 33 36 48 63 64 78 85
-            100 110 119 127 128 130 141 147 153 160 170 177 192 200 213 228 233 240 245 250 254 255
+            0 1 3 7 8 15 16 17 27 32 78 100 147 170 228 255
         ]);)*
     };
 }
