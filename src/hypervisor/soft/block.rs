@@ -75,6 +75,8 @@ pub(super) struct BlockCache {
     by_page: Map<u32, Vec<BlockId>>,
     /// Recent look-ups by linear address.
     jumps: Box<[Link]>,
+    /// At most this many blocks.
+    pub(super) limit: usize,
     /// Grows whenever a block dies.
     pub(super) generation: u32,
 }
@@ -87,6 +89,7 @@ impl BlockCache {
             by_key: Map::default(),
             by_page: Map::default(),
             jumps: vec![Link::default(); JUMP_ENTRIES].into_boxed_slice(),
+            limit: MAX_BLOCKS,
             generation: 1,
         }
     }
@@ -129,7 +132,7 @@ impl BlockCache {
         page: u32,
         page2: Option<u32>,
     ) -> BlockId {
-        if self.by_key.len() >= MAX_BLOCKS {
+        if self.by_key.len() >= self.limit {
             self.clear();
         }
         let block =
@@ -168,6 +171,12 @@ impl BlockCache {
             }
             self.free.push(id);
         }
+    }
+
+    /// How many blocks there are.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.by_key.len()
     }
 
     fn clear(&mut self) {

@@ -67,11 +67,16 @@ pub(super) struct Cpu {
     pub(super) cpl: u8,
     /// Code size: 64-bit (true) or compatibility mode.
     pub(super) long: bool,
+    /// Bit 0: at privilege 3; bit 1: 64-bit code.
+    pub(super) mode: u32,
     /// SSE instructions may run: neither CR0.EM nor CR0.TS, and CR4.OSFXSR.
     pub(super) sse_ok: bool,
     /// x87 and MMX instructions may run: neither CR0.EM nor CR0.TS.
     pub(super) fpu_ok: bool,
     pub(super) halted: bool,
+    /// A single-step trap is due when the running instruction is complete. Most instructions leave
+    /// what TF said before them; some answer for themselves.
+    pub(super) step: bool,
     /// Interrupts are held off until one more instruction has run.
     pub(super) shadow: bool,
     pub(super) nmi_blocked: bool,
@@ -129,9 +134,11 @@ impl Cpu {
             sysflags: rflags::FIXED,
             cpl: 0,
             long: true,
+            mode: 2,
             sse_ok: false,
             fpu_ok: false,
             halted: false,
+            step: false,
             shadow: false,
             nmi_blocked: false,
             nmi_pending: false,
@@ -220,6 +227,7 @@ impl Cpu {
         self.sse_ok = self.fpu_ok && self.cr4 & cr4::OSFXSR != 0;
         self.long = self.seg[seg::CS].long();
         self.cpl = (self.seg[seg::CS].selector & 3) as u8;
+        self.mode = (self.cpl == 3) as u32 | (self.long as u32) << 1;
         for i in 0..6 {
             self.seg_base[i] = self.seg[i].base;
         }
@@ -437,20 +445,23 @@ impl Cpu {
 
     /// Reads with supervisor rights whatever the privilege: descriptor tables, TSS.
     pub(super) fn read_system<T: Int>(&mut self, va: u64) -> Result<T, Stop> {
-        let cpl = std::mem::replace(&mut self.cpl, 0);
-        self.select_tlb();
-        let result = self.read(va);
-        self.cpl = cpl;
-        self.select_tlb();
-        result
+        self.as_system(|cpu| cpu.read(va))
     }
 
     /// Writes with supervisor rights whatever the privilege.
     pub(super) fn write_system<T: Int>(&mut self, va: u64, v: T) -> Result<(), Stop> {
-        let cpl = std::mem::replace(&mut self.cpl, 0);
+        self.as_system(|cpu| cpu.write(va, v))
+    }
+
+    /// An access that the processor makes of its own accord: SMAP holds whatever AC says.
+    fn as_system<R>(&mut self, run: impl FnOnce(&mut Self) -> R) -> R {
+        let (cpl, sysflags) = (self.cpl, self.sysflags);
+        self.cpl = 0;
+        self.sysflags &= !rflags::AC;
         self.select_tlb();
-        let result = self.write(va, v);
+        let result = run(self);
         self.cpl = cpl;
+        self.sysflags = sysflags;
         self.select_tlb();
         result
     }
@@ -508,7 +519,7 @@ impl Cpu {
         let _guard = super::ram::SPLIT_LOCK.lock().unwrap_or_else(|e| e.into_inner());
         self.check_canonical(va.wrapping_add(T::BYTES - 1))?;
         self.translate(va, Access::Write)?;
-        self.translate(va.wrapping_add(T::BYTES - 1), Access::Write)?;
+        self.translate(second_page(va, T::BYTES), Access::Write)?;
         let old = T::from_u64(self.read_slow_for_write(va, T::BYTES as usize)?);
         let new = f(old);
         self.write_slow(va, new.to_u64(), T::BYTES as usize)?;
@@ -568,4 +579,11 @@ impl Cpu {
     pub(super) fn seg_slot(long: bool, s: usize) -> u8 {
         if long && s < seg::FS { SEG_FLAT } else { s as u8 }
     }
+}
+
+/// Where an access of `len` bytes at `va` enters its last page: the address that a fault there
+/// reports.
+pub(super) fn second_page(va: u64, len: u64) -> u64 {
+    let last = va.wrapping_add(len - 1);
+    if (va ^ last) >> 12 != 0 { last & !4095 } else { va }
 }

@@ -122,8 +122,13 @@ fn run_decoder(cpu: &mut Cpu, bytes: &[u8], ops: &mut Vec<Op>, max: usize, all_t
             Some(handler) => op.run = handler,
             None => {
                 end = end.max(start + 1);
-                cpu.unknown.trace(ins.code(), &bytes[start..end.min(bytes.len())]);
-                op.run = undefined;
+                let text = &bytes[start..end.min(bytes.len())];
+                if ins.is_invalid() && text.len() >= 15 {
+                    op.run = too_long;
+                } else {
+                    cpu.unknown.trace(ins.code(), text);
+                    op.run = undefined;
+                }
                 op.flags |= flag::ENDS;
             }
         }
@@ -138,6 +143,11 @@ fn run_decoder(cpu: &mut Cpu, bytes: &[u8], ops: &mut Vec<Op>, max: usize, all_t
         }
     }
     decoder.position() as u32
+}
+
+/// More than 15 bytes: #GP(0).
+fn too_long(cpu: &mut Cpu, _: &Op) -> Exec {
+    Err(cpu.gp())
 }
 
 /// #UD.

@@ -24,6 +24,8 @@ pub(super) struct TripleFault;
 pub(super) fn software_interrupt(cpu: &mut Cpu, op: &Op, vector: u8) -> Exec {
     let next = cpu.next_ip(op);
     cpu.enter_handler(vector, None, next, Source::Software)?;
+    // TF is clear now, and a trap that was due is forgotten.
+    cpu.step = false;
     Err(Stop::Branch)
 }
 
@@ -31,6 +33,7 @@ pub(super) fn software_interrupt(cpu: &mut Cpu, op: &Op, vector: u8) -> Exec {
 pub(super) fn int1(cpu: &mut Cpu, op: &Op) -> Exec {
     let next = cpu.next_ip(op);
     cpu.enter_handler(vector::DB, None, next, Source::Exception)?;
+    cpu.step = false;
     Err(Stop::Branch)
 }
 
@@ -50,6 +53,9 @@ impl Cpu {
                 return Err(TripleFault);
             }
             let second = self.fault;
+            if second.vector == vector::PF {
+                self.cr2 = second.cr2;
+            }
             exception = if escalates(exception.vector, second.vector) {
                 Exception { vector: vector::DF, error: Some(0), ..Exception::default() }
             } else {
@@ -69,8 +75,20 @@ impl Cpu {
 
     /// Enters the handler of `vector`. On error nothing has changed and `cpu.fault` says why.
     fn enter_handler(&mut self, vector: u8, error: Option<u32>, rip: u64, source: Source) -> Exec {
-        let external = (source != Source::Software) as u32;
-        let idt_error = (vector as u32) << 3 | 2 | external;
+        let result = self.try_handler(vector, error, rip, source);
+        let second = &mut self.fault;
+        if result.is_err()
+            && source != Source::Software
+            && matches!(second.vector, vector::TS | vector::NP | vector::SS | vector::GP)
+        {
+            // EXT: what was being delivered was not the program's own INT.
+            second.error = second.error.map(|e| e | 1);
+        }
+        result
+    }
+
+    fn try_handler(&mut self, vector: u8, error: Option<u32>, rip: u64, source: Source) -> Exec {
+        let idt_error = (vector as u32) << 3 | 2;
         let offset = vector as u64 * 16;
         if offset + 15 > self.idt.limit as u64 {
             return Err(self.raise(vector::GP, Some(idt_error)));
@@ -91,9 +109,9 @@ impl Cpu {
         let target = low & 0xffff | low >> 32 & 0xffff_0000 | high << 32;
         let selector = (low >> 16) as u16;
         let ist = low >> 32 & 7;
-        let cs_error = (selector & !3) as u32 | external;
+        let cs_error = (selector & !3) as u32;
         if selector & !3 == 0 {
-            return Err(self.raise(vector::GP, Some(external)));
+            return Err(self.gp());
         }
         let d = self.descriptor(selector)?;
         let cs = d.segment(selector);
@@ -102,6 +120,9 @@ impl Cpu {
         }
         if !d.present() {
             return Err(self.raise(vector::NP, Some(cs_error)));
+        }
+        if (target as i64) << 16 >> 16 != target as i64 {
+            return Err(self.gp());
         }
         let cpl = if d.conforming() { self.cpl } else { d.dpl() };
         let inner = cpl < self.cpl;
@@ -116,8 +137,13 @@ impl Cpu {
         // From here on at the new privilege, so that the stack is checked against it.
         let old_cpl = std::mem::replace(&mut self.cpl, cpl);
         let old_long = std::mem::replace(&mut self.long, true);
-        self.select_tlb();
         let mut flags = self.rflags();
+        let old_ac = self.sysflags & rflags::AC;
+        if old_cpl == 3 {
+            // The user's AC must not open user pages to the switch.
+            self.sysflags &= !rflags::AC;
+        }
+        self.select_tlb();
         if source == Source::Exception && !matches!(vector, vector::DB | vector::DF | vector::MC) {
             flags |= rflags::RF;
         } else {
@@ -141,11 +167,13 @@ impl Cpu {
             }
             Ok(())
         };
-        if let Err(stop) = run() {
+        let pushed = run();
+        self.sysflags |= old_ac;
+        if let Err(stop) = pushed {
             self.cpl = old_cpl;
             self.long = old_long;
             self.select_tlb();
-            return Err(stop);
+            return Err(self.stack_stop(stop));
         }
         self.regs[4] = bottom;
         self.seg[seg::CS] = Segment { selector: selector & !3 | cpl as u16, ..cs };
@@ -164,7 +192,7 @@ impl Cpu {
     }
 
     /// A stack pointer from the TSS.
-    fn tss_stack(&mut self, offset: u64) -> Result<u64, Stop> {
+    pub(super) fn tss_stack(&mut self, offset: u64) -> Result<u64, Stop> {
         if offset + 7 > self.tr.limit as u64 {
             let selector = (self.tr.selector & !3) as u32;
             return Err(self.raise(vector::TS, Some(selector)));

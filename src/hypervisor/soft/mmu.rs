@@ -42,6 +42,8 @@ struct Mapping {
     writable: bool,
     readable: bool,
     global: bool,
+    /// Size of the page: its address bits below the frame's.
+    shift: u32,
 }
 
 impl Cpu {
@@ -63,7 +65,7 @@ impl Cpu {
     fn walk(&mut self, va: u64, access: Access) -> Result<Mapping, Stop> {
         if self.cr0 & cr0::PG == 0 {
             let gpa = if self.long { va } else { va as u32 as u64 };
-            return Ok(Mapping { gpa, writable: true, readable: true, global: false });
+            return Ok(Mapping { gpa, writable: true, readable: true, global: false, shift: 12 });
         }
         self.check_canonical(va)?;
         let user = self.cpl == 3;
@@ -140,6 +142,7 @@ impl Cpu {
             writable: data_ok && write_ok && dirty,
             readable: data_ok,
             global: leaf & pte::GLOBAL != 0 && self.cr4 & cr4::PGE != 0,
+            shift,
         })
     }
 
@@ -173,7 +176,7 @@ impl Cpu {
         let map = self.walk(va, access)?;
         if let Some((host, page)) = self.ram.host(map.gpa & !4095) {
             let code = self.ram.code_pages().is_code(page);
-            self.tlb.fill(va, host, page, map.readable, map.writable && !code, map.global);
+            self.tlb.fill(va, host, page, map.readable, map.writable && !code, map.global, map.shift);
         }
         Ok(map.gpa)
     }
@@ -241,8 +244,10 @@ impl Cpu {
         out.fill(0xff);
         if let Some(io) = self.io() {
             let len = out.len();
-            if len.is_power_of_two() && len <= 8 {
-                io.mmio_read(gpa, out);
+            if len.is_power_of_two() {
+                for (i, part) in out.chunks_mut(8).enumerate() {
+                    io.mmio_read(gpa + 8 * i as u64, part);
+                }
             } else {
                 for (i, b) in out.iter_mut().enumerate() {
                     io.mmio_read(gpa + i as u64, std::slice::from_mut(b));
@@ -271,8 +276,10 @@ impl Cpu {
             return;
         }
         if let Some(io) = self.io() {
-            if data.len().is_power_of_two() && data.len() <= 8 {
-                io.mmio_write(gpa, data);
+            if data.len().is_power_of_two() {
+                for (i, part) in data.chunks(8).enumerate() {
+                    io.mmio_write(gpa + 8 * i as u64, part);
+                }
             } else {
                 for (i, b) in data.iter().enumerate() {
                     io.mmio_write(gpa + i as u64, std::slice::from_ref(b));

@@ -103,8 +103,11 @@ pub(super) fn write(cpu: &mut Cpu, msr: u32, v: u64) -> Option<()> {
     let canonical = (v as i64) << 16 >> 16 == v as i64;
     let address = |v: u64| canonical.then_some(v);
     match msr {
-        TSC => cpu.msrs.tsc_offset = v.wrapping_sub(cpu.clock.now()),
-        TSC_ADJUST => cpu.msrs.tsc_offset = v,
+        TSC | TSC_ADJUST => {
+            cpu.msrs.tsc_offset = if msr == TSC { v.wrapping_sub(cpu.clock.now()) } else { v };
+            // The paravirtual clock converts from the TSC and must not jump with it.
+            super::pvclock::write_system_time(cpu);
+        }
         APIC_BASE | TSC_DEADLINE | 0x800..=0x8ff => {
             let apic = cpu.apic.clone()?;
             // The deadline is in TSC ticks; the APIC counts machine time.

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-use crate::arch::x86_64::{VcpuState, cr0, efer, rflags, seg, vector};
+use crate::arch::x86_64::{VcpuState, cr0, cr4, efer, rflags, seg, vector};
 use crate::hypervisor::{Exit, ExitIo, HypervisorError, LocalApic, LocalEvent, Vcpu, VcpuSignal};
 use crate::memory::GuestRam;
 use crate::sys::clock::Clock;
@@ -76,8 +76,11 @@ impl SoftVcpu {
         Self { cpu, cache: BlockCache::new(), signal }
     }
 
+    /// What a remembered way from an address to a block depends on: the mappings, the blocks, and
+    /// who asks, since privilege and code size decide whether and how the same bytes may run.
     fn generation(&self) -> u64 {
-        (self.cpu.tlb.generation as u64) << 32 | self.cache.generation as u64
+        let blocks = (self.cache.generation << 2 | self.cpu.mode) as u64;
+        (self.cpu.tlb.generation as u64) << 32 | blocks
     }
 
     fn run_loop(&mut self) -> Exit {
@@ -98,8 +101,8 @@ impl SoftVcpu {
                 }
                 continue;
             }
-            let single = self.cpu.shadow || self.cpu.sysflags & rflags::TF != 0;
-            let trap = self.cpu.sysflags & rflags::TF != 0;
+            self.cpu.step = self.cpu.sysflags & rflags::TF != 0;
+            let single = self.cpu.shadow || self.cpu.step;
             self.cpu.shadow = false;
             let id = match self.next_block(from) {
                 Ok(id) => id,
@@ -124,8 +127,10 @@ impl SoftVcpu {
                 Left::Plain => {}
                 Left::Faulted => continue,
             }
-            if trap {
+            if self.cpu.step {
                 self.cpu.dr[4] |= 1 << 14;
+                // A trap that is due ends HLT at once.
+                self.cpu.halted = false;
                 self.cpu.fault =
                     super::cpu::Exception { vector: vector::DB, ..super::cpu::Exception::default() };
                 if self.cpu.deliver_fault().is_err() {
@@ -366,6 +371,15 @@ impl Vcpu for SoftVcpu {
         }
         if state.seg[seg::CS].long() && state.seg[seg::CS].big() {
             return Err(HypervisorError::BadState("CS is both 64-bit and 32-bit"));
+        }
+        if state.cr4 & !super::system::CR4_KNOWN != 0 || state.cr4 & cr4::PAE == 0 {
+            return Err(HypervisorError::BadState("CR4 has bits that this processor lacks, or no PAE"));
+        }
+        if state.efer & !(efer::SCE | efer::LME | efer::LMA | efer::NXE) != 0 {
+            return Err(HypervisorError::BadState("EFER has bits that this processor lacks"));
+        }
+        if state.rflags & rflags::VM != 0 {
+            return Err(HypervisorError::BadState("virtual-8086 mode"));
         }
         let cpu = &mut self.cpu;
         cpu.regs[..16].copy_from_slice(&state.gpr);

@@ -90,6 +90,10 @@ fn repeat(cpu: &mut Cpu, op: &Op, bytes: u64, mut one: impl FnMut(&mut Cpu) -> R
         if !go_on {
             break;
         }
+        if cpu.step && cpu.regs[RCX] & mask(op) != 0 {
+            // A single-step trap comes after every element.
+            return Err(Stop::Again);
+        }
         left = left.saturating_sub(bytes);
     }
     Ok(())
@@ -103,7 +107,7 @@ fn in_page<T: Int>(va: u64) -> u64 {
 
 /// Whether whole pages may be done at once: counting up, with addresses that do not wrap.
 fn upward(cpu: &Cpu, op: &Op) -> bool {
-    repeats(op) && cpu.sysflags & rflags::DF == 0 && cpu.long && op.extra & 0xff == 8
+    repeats(op) && cpu.sysflags & rflags::DF == 0 && !cpu.step && cpu.long && op.extra & 0xff == 8
 }
 
 /// REP MOVS and REP STOS with 32-bit addresses clear the upper halves before anything can fault,
@@ -279,7 +283,8 @@ fn ins<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     repeat(cpu, op, T::BYTES * 64, |cpu| {
         // The store must not fault after the device has been read.
         cpu.translate(dest(cpu, op), super::cpu::Access::Write)?;
-        cpu.translate(dest(cpu, op).wrapping_add(T::BYTES - 1), super::cpu::Access::Write)?;
+        let last = super::cpu::second_page(dest(cpu, op), T::BYTES);
+        cpu.translate(last, super::cpu::Access::Write)?;
         let v = super::system::port_in::<T>(cpu, port);
         cpu.write(dest(cpu, op), v)?;
         let by = step::<T>(cpu);

@@ -18,16 +18,25 @@ struct Entry {
     write: u64,
     /// Host address minus linear address.
     addend: usize,
-    /// Page in the RAM file, and bit 63: global.
+    /// Page in the RAM file, and [`GLOBAL`], [`LARGE`], [`HUGE`].
     page: u64,
 }
 
 const GLOBAL: u64 = 1 << 63;
+/// Part of a 2 MiB page.
+const LARGE: u64 = 1 << 62;
+/// Part of a 1 GiB page.
+const HUGE: u64 = 1 << 61;
+const PAGE: u64 = HUGE - 1;
 const EMPTY: Entry = Entry { read: NONE, write: NONE, addend: 0, page: 0 };
 
 pub(super) struct Tlb {
     current: *mut Entry,
     contexts: Box<[[Entry; ENTRIES]; 3]>,
+    /// Which 2 MiB stretches (hashed) may have entries that are parts of a large page.
+    large: [u64; 64],
+    /// Whether any entry may be part of a 1 GiB page.
+    huge: bool,
     /// Grows whenever a mapping may have gone: remembered translations of code are good while it
     /// is the same.
     pub(super) generation: u32,
@@ -36,7 +45,7 @@ pub(super) struct Tlb {
 impl Tlb {
     pub(super) fn new() -> Self {
         let mut contexts = Box::new([[EMPTY; ENTRIES]; 3]);
-        Self { current: contexts[1].as_mut_ptr(), contexts, generation: 1 }
+        Self { current: contexts[1].as_mut_ptr(), contexts, large: [0; 64], huge: false, generation: 1 }
     }
 
     /// Makes context 0 (user), 1 (supervisor) or 2 (supervisor with user pages) the current one.
@@ -76,21 +85,38 @@ impl Tlb {
         readable: bool,
         writable: bool,
         global: bool,
+        shift: u32,
     ) {
         let tag = va & !4095;
+        let size = match shift {
+            12 => 0,
+            21 => {
+                let (word, bit) = large_slot(va);
+                self.large[word] |= bit;
+                LARGE
+            }
+            _ => {
+                self.huge = true;
+                HUGE
+            }
+        };
         // SAFETY: as in `entry`.
         let e = unsafe { &mut *self.current.add((va >> 12) as usize & (ENTRIES - 1)) };
         *e = Entry {
             read: if readable { tag } else { NONE },
             write: if writable { tag } else { NONE },
             addend: (host_page as usize).wrapping_sub(tag as usize),
-            page: page as u64 | if global { GLOBAL } else { 0 },
+            page: page as u64 | size | if global { GLOBAL } else { 0 },
         };
     }
 
     /// Forgets everything; global pages too if `global`.
     pub(super) fn flush(&mut self, global: bool) {
         self.generation = self.generation.wrapping_add(1);
+        if global {
+            self.large = [0; 64];
+            self.huge = false;
+        }
         for context in self.contexts.iter_mut() {
             for e in context.iter_mut() {
                 if global || e.page & GLOBAL == 0 {
@@ -100,7 +126,7 @@ impl Tlb {
         }
     }
 
-    /// Forgets one linear page in every context.
+    /// Forgets the page of `va` in every context: all parts of it where it is a large one.
     pub(super) fn flush_page(&mut self, va: u64) {
         self.generation = self.generation.wrapping_add(1);
         let tag = va & !4095;
@@ -110,14 +136,38 @@ impl Tlb {
                 *e = EMPTY;
             }
         }
+        let (word, bit) = large_slot(va);
+        if self.large[word] & bit != 0 {
+            self.flush_parts(va, 21, LARGE);
+        }
+        if self.huge {
+            self.flush_parts(va, 30, HUGE);
+        }
+    }
+
+    /// Forgets the parts of the page of `size` and `1 << shift` bytes around `va`.
+    #[cold]
+    fn flush_parts(&mut self, va: u64, shift: u32, size: u64) {
+        for e in self.contexts.iter_mut().flatten() {
+            let tag = if e.read == NONE { e.write } else { e.read };
+            if e.page & size != 0 && (tag ^ va) >> shift == 0 {
+                *e = EMPTY;
+            }
+        }
     }
 
     /// Sends writes to RAM page `page` to the slow path: it holds decoded code now.
     pub(super) fn protect(&mut self, page: u32) {
         for e in self.contexts.iter_mut().flatten() {
-            if e.page & !GLOBAL == page as u64 {
+            if e.page & PAGE == page as u64 {
                 e.write = NONE;
             }
         }
     }
+}
+
+/// Word and bit of `va`'s 2 MiB stretch in [`Tlb::large`].
+fn large_slot(va: u64) -> (usize, u64) {
+    let n = va >> 21;
+    ((n >> 6) as usize & 63, 1 << (n & 63))
 }

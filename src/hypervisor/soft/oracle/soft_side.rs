@@ -175,7 +175,7 @@ impl Soft {
             idt: DescriptorTable { base: kernel(IDT), limit: 64 * 16 - 1 },
             cr0: cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG,
             cr3: PML4,
-            cr4: cr4::PAE | cr4::PGE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::UMIP,
+            cr4: cr4::PAE | cr4::PGE | cr4::OSFXSR | cr4::OSXMMEXCPT,
             xcr0: 1,
             efer: efer::SCE | efer::LME | efer::LMA | efer::NXE,
             dr: [0, 0, 0, 0, 0xffff_0ff0, 0x400],

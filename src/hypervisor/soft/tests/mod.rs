@@ -1,5 +1,16 @@
 //! The processor on small programs: paging, exceptions, self-modifying code, interrupts.
 
+mod attention;
+mod debug;
+mod exceptions;
+mod paging;
+mod privilege;
+mod self_modifying;
+mod state;
+mod support;
+mod transfers;
+mod translation;
+
 use std::sync::Arc;
 
 use vm_memory::{Bytes, GuestAddress};
