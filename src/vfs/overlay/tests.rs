@@ -1,0 +1,237 @@
+//! Tests of the overlay: as a memory file system, over layers, at its caps.
+
+use super::*;
+use crate::vfs::testing::{Names, Paths, ROOT, Random, against_host};
+use crate::vfs::{Errno, FileSystem, Name, NodeId, Seek, SetAttr, falloc, mode, open};
+
+fn memory() -> Overlay {
+    Overlay::memory(Limits::default())
+}
+
+#[test]
+fn a_model_run_agrees_with_the_host() {
+    for seed in 1..9 {
+        let dir = tempfile::tempdir().expect("dir");
+        let limits = Limits { memory: if seed % 2 == 0 { 100_000 } else { 64 << 20 }, ..Limits::default() };
+        let fs = Overlay::memory(limits);
+        against_host(&fs, dir.path(), seed * 7919, 3000);
+        // Everything removed and forgotten gives everything back.
+        remove_all(&Paths(&fs), "");
+        assert_eq!(fs.usage(), (0, 0), "seed {seed}");
+    }
+}
+
+fn remove_all(fs: &Paths<'_>, path: &str) {
+    for name in fs.list(path, 100).expect("list") {
+        let path = format!("{path}/{name}");
+        match fs.unlink(&path) {
+            Err(Errno::EISDIR) => {
+                remove_all(fs, &path);
+                fs.rmdir(&path).expect("rmdir");
+            }
+            other => other.expect("unlink"),
+        }
+    }
+}
+
+#[test]
+fn holes_are_truthful() {
+    let fs = memory();
+    let fs = Paths(&fs);
+    fs.create("f", 0o644).expect("create");
+    fs.write("f", 10 << 30, b"x").expect("write");
+    let attr = fs.attr("f").expect("attr");
+    assert_eq!((attr.size, attr.blocks), ((10 << 30) + 1, 8));
+    assert_eq!(fs.seek("f", Seek::Data(0)), Ok(10 << 30));
+    assert_eq!(fs.seek("f", Seek::Hole(0)), Ok(0));
+    assert_eq!(fs.seek("f", Seek::Hole(10 << 30)), Ok((10 << 30) + 1));
+    assert_eq!(fs.seek("f", Seek::Data((10 << 30) + 1)), Err(Errno::ENXIO));
+    fs.write("f", 4096, &[1; 8192]).expect("write");
+    assert_eq!(fs.attr("f").expect("attr").blocks, 24);
+    fs.fallocate("f", 4096, 4096, falloc::PUNCH_HOLE | falloc::KEEP_SIZE).expect("punch");
+    assert_eq!(fs.attr("f").expect("attr").blocks, 16);
+    assert_eq!(fs.seek("f", Seek::Data(0)), Ok(8192));
+    assert_eq!(fs.seek("f", Seek::Hole(8192)), Ok(12288));
+    fs.fallocate("f", 0, 1 << 20, 0).expect("allocate");
+    assert_eq!(fs.attr("f").expect("attr").blocks, 2048 + 8);
+}
+
+#[test]
+fn a_full_upper_is_a_clean_enospc_and_recovers() {
+    let fs = Overlay::memory(Limits { bytes: 1 << 20, inodes: 10, memory: 1 << 16, ..Limits::default() });
+    let paths = Paths(&fs);
+    paths.create("a", 0o644).expect("create");
+    assert_eq!(paths.write("a", 0, &vec![7; 2 << 20]), Ok(1 << 20));
+    assert_eq!(paths.write("a", 1 << 20, b"x"), Err(Errno::ENOSPC));
+    assert_eq!(paths.attr("a").expect("attr").size, 1 << 20);
+    assert_eq!(paths.fallocate("a", 2 << 20, 4096, 0), Err(Errno::ENOSPC));
+    assert_eq!(fs.statfs(NodeId::ROOT).expect("statfs").blocks_free, 0);
+    // Overwriting needs no room; removing makes some.
+    assert_eq!(paths.write("a", 0, b"new"), Ok(3));
+    for i in 0..9 {
+        paths.create(&format!("n{i}"), 0o644).expect("create");
+    }
+    assert_eq!(paths.create("more", 0o644), Err(Errno::ENOSPC));
+    assert_eq!(paths.attr("more"), Err(Errno::ENOENT));
+    paths.unlink("a").expect("unlink");
+    paths.create("more", 0o644).expect("create");
+    assert_eq!(paths.write("more", 0, &vec![7; 1 << 20]), Ok(1 << 20));
+}
+
+#[test]
+fn a_spill_directory_that_is_not_there_is_an_error_and_nothing_breaks() {
+    let limits = Limits { memory: 4096, spill_dir: Some("/nonexistent/spill".into()), ..Limits::default() };
+    let fs = Overlay::memory(limits);
+    let fs = Paths(&fs);
+    fs.create("f", 0o644).expect("create");
+    assert_eq!(fs.write("f", 0, &[1; 100]), Ok(100));
+    assert_eq!(fs.write("f", 65536, &[1; 9000]), Err(Errno::ENOENT));
+    assert_eq!(fs.read("f"), Ok(vec![1; 100]));
+}
+
+#[test]
+fn an_unlinked_file_lives_until_it_is_forgotten() {
+    let fs = memory();
+    let paths = Paths(&fs);
+    paths.create("f", 0o644).expect("create");
+    paths.write("f", 0, b"data").expect("write");
+    let node = paths.resolve("f").expect("resolve");
+    paths.unlink("f").expect("unlink");
+    let mut bytes = Vec::new();
+    let opened = fs.open(&ROOT, node, open::RDONLY, false).expect("open");
+    assert_eq!(fs.read(node, opened.handle, 0, 100, &mut bytes), Ok(4));
+    assert_eq!(fs.getattr(node, None).expect("attr").nlink, 0);
+    let name = Name::new(b"again").expect("name");
+    assert_eq!(fs.link(&ROOT, node, NodeId::ROOT, name).map(|e| e.node), Err(Errno::ENOENT));
+    fs.forget(node, 1);
+    assert_eq!(fs.getattr(node, None), Err(Errno::ESTALE));
+    assert_eq!(fs.usage(), (0, 0));
+}
+
+#[test]
+fn hostile_ids_offsets_and_counts_are_refused() {
+    let fs = memory();
+    let paths = Paths(&fs);
+    paths.create("f", 0o644).expect("create");
+    let f = paths.resolve("f").expect("resolve");
+    let forged = NodeId(u64::MAX);
+    let handle = crate::vfs::Handle(99);
+    assert_eq!(fs.getattr(forged, None), Err(Errno::ESTALE));
+    assert_eq!(fs.getattr(NodeId(0), None), Err(Errno::ESTALE));
+    fs.forget(forged, u64::MAX);
+    fs.forget(NodeId::ROOT, u64::MAX);
+    assert_eq!(fs.read(f, handle, 1 << 63, 10, &mut Vec::new()), Err(Errno::EINVAL));
+    assert_eq!(fs.write(f, handle, 1 << 63, 10, &mut &[0; 10][..], false), Err(Errno::EINVAL));
+    assert_eq!(fs.write(f, handle, i64::MAX as u64, 10, &mut &[0; 10][..], false), Err(Errno::EFBIG));
+    assert_eq!(fs.write(f, handle, 0, 10, &mut &[0; 3][..], false), Err(Errno::EFAULT));
+    assert_eq!(fs.fallocate(f, handle, u64::MAX, 1, 0), Err(Errno::EINVAL));
+    assert_eq!(fs.fallocate(f, handle, 1, u64::MAX, 0), Err(Errno::EFBIG));
+    assert_eq!(fs.fallocate(f, handle, 0, 1 << 62, 0), Err(Errno::ENOSPC));
+    assert_eq!(fs.lseek(f, handle, Seek::Data(u64::MAX)), Err(Errno::ENXIO));
+    let size = SetAttr { size: Some(u64::MAX), ..SetAttr::default() };
+    assert_eq!(fs.setattr(&ROOT, f, None, &size), Err(Errno::EFBIG));
+    let mut names = Names::default();
+    fs.readdir(NodeId::ROOT, handle, u64::MAX, &mut names).expect("readdir");
+    assert!(names.all.is_empty());
+    assert_eq!(fs.getattr(f, None).expect("attr").size, 0);
+    fs.forget(f, u64::MAX);
+}
+
+#[test]
+fn set_id_bits_and_capabilities_go_on_write() {
+    let fs = memory();
+    let paths = Paths(&fs);
+    paths.create("f", 0o755).expect("create");
+    let f = paths.resolve("f").expect("resolve");
+    let arm = || {
+        paths.set("f", SetAttr { mode: Some(0o6755), ..SetAttr::default() }).expect("chmod");
+        paths.set_xattr("f", "security.capability", b"caps").expect("setxattr");
+    };
+    let state =
+        || (paths.attr("f").expect("attr").mode & 0o7777, paths.xattr("f", "security.capability").is_ok());
+    arm();
+    assert_eq!(state(), (0o6755, true));
+    fs.write(f, OPEN, 0, 1, &mut &b"x"[..], false).expect("write");
+    assert_eq!(state(), (0o6755, false));
+    arm();
+    fs.write(f, OPEN, 0, 1, &mut &b"x"[..], true).expect("write");
+    assert_eq!(state(), (0o755, false));
+    arm();
+    paths.set("f", SetAttr { uid: Some(5), ..SetAttr::default() }).expect("chown");
+    assert_eq!(state(), (0o755, false));
+    arm();
+    paths.set("f", SetAttr { size: Some(0), kill_suidgid: true, ..SetAttr::default() }).expect("truncate");
+    assert_eq!(state(), (0o755, false));
+    paths.drop(f);
+}
+
+const OPEN: crate::vfs::Handle = crate::vfs::Handle(0);
+
+#[test]
+fn set_gid_directories_and_acls_are_inherited() {
+    let fs = memory();
+    let paths = Paths(&fs);
+    paths.mkdir("d", 0o755).expect("mkdir");
+    paths.set("d", SetAttr { mode: Some(0o2775), gid: Some(50), ..SetAttr::default() }).expect("chmod");
+    paths.mkdir("d/sub", 0o755).expect("mkdir");
+    let sub = paths.attr("d/sub").expect("attr");
+    assert_eq!((sub.mode & mode::PERM, sub.gid), (0o2755, 50));
+    // user::rwx, user:7:rw-, group::r-x, mask::rwx, other::---
+    let acl = |entries: &[(u16, u16, u32)]| {
+        let mut acl = vec![2, 0, 0, 0];
+        for (tag, perm, id) in entries {
+            acl.extend(tag.to_le_bytes());
+            acl.extend(perm.to_le_bytes());
+            acl.extend(id.to_le_bytes());
+        }
+        acl
+    };
+    let none = u32::MAX;
+    let default = acl(&[(1, 7, none), (2, 6, 7), (4, 5, none), (0x10, 7, none), (0x20, 0, none)]);
+    paths.set_xattr("d", "system.posix_acl_default", &default).expect("setxattr");
+    paths.create("d/f", 0o666).expect("create");
+    assert_eq!(paths.attr("d/f").expect("attr").mode & 0o777, 0o660);
+    let access = acl(&[(1, 6, none), (2, 6, 7), (4, 5, none), (0x10, 6, none), (0x20, 0, none)]);
+    assert_eq!(paths.xattr("d/f", "system.posix_acl_access"), Ok(access));
+    paths.set("d/f", SetAttr { mode: Some(0o604), ..SetAttr::default() }).expect("chmod");
+    let changed = acl(&[(1, 6, none), (2, 6, 7), (4, 5, none), (0x10, 0, none), (0x20, 4, none)]);
+    assert_eq!(paths.xattr("d/f", "system.posix_acl_access"), Ok(changed));
+    assert_eq!(paths.set_xattr("d/f", "system.posix_acl_access", b"junk"), Err(Errno::EINVAL));
+    assert_eq!(paths.set_xattr("d/f", "other.name", b"x"), Err(Errno::EOPNOTSUPP));
+}
+
+/// A large directory is listed in steps, with memory for one step. `CC_BIG_DIR` sets the number of entries.
+#[test]
+fn a_large_directory_is_listed_in_flat_memory_while_it_changes() {
+    let count = std::env::var("CC_BIG_DIR").ok().and_then(|n| n.parse().ok()).unwrap_or(50_000u64);
+    let fs = memory();
+    for i in 0..count {
+        let name = format!("file-{i}");
+        let name = Name::new(name.as_bytes()).expect("name");
+        let entry = fs.mknod(&ROOT, NodeId::ROOT, name, mode::FILE | 0o644, 0).expect("mknod");
+        fs.forget(entry.node, 1);
+    }
+    let mut seen = vec![0u8; count as usize];
+    let mut random = Random(77);
+    let mut cookie = 0;
+    let mut removed = 0;
+    loop {
+        let mut sink = Names { limit: 100, ..Names::default() };
+        fs.readdir(NodeId::ROOT, OPEN, cookie, &mut sink).expect("readdir");
+        let Some(last) = sink.all.last() else { break };
+        cookie = last.3;
+        for (name, ..) in &sink.all {
+            if let Some(i) = std::str::from_utf8(name).expect("text").strip_prefix("file-") {
+                seen[i.parse::<usize>().expect("number")] += 1;
+            }
+        }
+        // One that was seen goes; the rest of the listing must not move.
+        let (name, ..) = &sink.all[random.below(sink.all.len() as u64) as usize];
+        if let Ok(name) = Name::new(name) {
+            fs.unlink(&ROOT, NodeId::ROOT, name).expect("unlink");
+            removed += 1;
+        }
+    }
+    assert!(seen.iter().all(|&n| n == 1));
+    assert_eq!(fs.usage().1, count - removed);
+}
