@@ -152,7 +152,7 @@ impl Paths<'_> {
     }
 
     pub(super) fn readlink(&self, path: &str) -> Result<String> {
-        self.with(path, |node| Ok(String::from_utf8(self.0.readlink(node)?).expect("text")))
+        self.with(path, |node| Ok(String::from_utf8_lossy(&self.0.readlink(node)?).into_owned()))
     }
 
     pub(super) fn xattr(&self, path: &str, name: &str) -> Result<Vec<u8>> {
@@ -182,7 +182,7 @@ impl Paths<'_> {
                 self.0.readdir(node, opened.handle, cookie, &mut sink)?;
                 let Some(last) = sink.all.last() else { break };
                 cookie = last.3;
-                all.extend(sink.all.into_iter().map(|e| String::from_utf8(e.0).expect("text")));
+                all.extend(sink.all.iter().map(|e| String::from_utf8_lossy(&e.0).into_owned()));
             }
             self.0.releasedir(node, opened.handle);
             assert_eq!(all.iter().filter(|n| *n == "." || *n == "..").count(), 2, "{all:?}");

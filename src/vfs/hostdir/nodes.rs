@@ -34,6 +34,8 @@ struct Node {
     parent: u64,
     name: Box<[u8]>,
     lookups: u64,
+    /// Known nodes that have this one as parent. The way to them must not get lost, so this one stays.
+    children: u64,
     /// Held since the name went.
     pinned: Option<Arc<OwnedFd>>,
 }
@@ -53,7 +55,7 @@ pub(super) type Dropped = Vec<Arc<OwnedFd>>;
 
 impl Nodes {
     pub(super) fn new(root: Key, cache_size: usize) -> Nodes {
-        let node = Node { key: root, parent: 1, name: Box::default(), lookups: 1, pinned: None };
+        let node = Node { key: root, parent: 1, name: Box::default(), lookups: 1, children: 0, pinned: None };
         Nodes {
             nodes: HashMap::from([(NodeId::ROOT.0, node)]),
             by_key: HashMap::from([(root, NodeId::ROOT.0)]),
@@ -97,7 +99,7 @@ impl Nodes {
             len += node.name.len() + 1;
             // Longer than any path the host takes; also the end of a circle, if there were one.
             if len > 1 << 20 {
-                return Err(Errno::ENAMETOOLONG);
+                return Err(Errno::ESTALE);
             }
             at = node.parent;
         }
@@ -148,25 +150,65 @@ impl Nodes {
                 id
             }
         };
-        let node = self.nodes.entry(id).or_insert_with(|| Node {
-            key,
-            parent,
-            name: name.into(),
-            lookups: 0,
-            pinned: None,
-        });
-        node.lookups += 1;
+        if !self.nodes.contains_key(&id) {
+            let node = Node { key, parent, name: name.into(), lookups: 0, children: 0, pinned: None };
+            self.nodes.insert(id, node);
+            self.adopt(parent);
+        }
         let mut dropped = Vec::new();
         if id != NodeId::ROOT.0 {
-            node.parent = parent;
-            if *node.name != *name {
-                node.name = name.into();
-            }
-            dropped.extend(node.pinned.take());
+            self.place(id, parent, name, &mut dropped);
             dropped.extend(self.remember(id, &fd));
+        }
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.lookups += 1;
         }
         dropped.push(fd);
         (id, dropped)
+    }
+
+    fn adopt(&mut self, parent: u64) {
+        if let Some(parent) = self.nodes.get_mut(&parent) {
+            parent.children += 1;
+        }
+    }
+
+    /// Writes down where a node is now.
+    fn place(&mut self, id: u64, parent: u64, name: &[u8], dropped: &mut Dropped) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        dropped.extend(node.pinned.take());
+        if *node.name != *name {
+            node.name = name.into();
+        }
+        let old = std::mem::replace(&mut node.parent, parent);
+        if old != parent {
+            self.adopt(parent);
+            self.leave(old, dropped);
+        }
+    }
+
+    /// A parent has a child less; it goes when nobody knows it any more, and then its parent has one less.
+    fn leave(&mut self, mut id: u64, dropped: &mut Dropped) {
+        while let Some(node) = self.nodes.get_mut(&id) {
+            node.children = node.children.saturating_sub(1);
+            match self.remove_unused(id, dropped) {
+                Some((_, parent)) => id = parent,
+                None => return,
+            }
+        }
+    }
+
+    /// Removes a node that nobody knows and nothing needs; gives its key and its parent.
+    fn remove_unused(&mut self, id: u64, dropped: &mut Dropped) -> Option<(Key, u64)> {
+        let node = self.nodes.get(&id)?;
+        if id == NodeId::ROOT.0 || node.lookups > 0 || node.children > 0 {
+            return None;
+        }
+        let node = self.nodes.remove(&id)?;
+        dropped.extend(self.cache.remove(&id).map(|(fd, _)| fd));
+        dropped.extend(node.pinned);
+        self.by_key.remove(&node.key);
+        Some((node.key, node.parent))
     }
 
     /// Keeps a descriptor of the node with this key, if a client knows it.
@@ -178,15 +220,11 @@ impl Nodes {
 
     /// The node with this key has another name now.
     pub(super) fn renamed(&mut self, key: Key, parent: u64, name: &[u8]) -> Dropped {
-        let node = self.by_key.get(&key).and_then(|id| self.nodes.get_mut(id));
-        node.map(|node| {
-            node.parent = parent;
-            node.name = name.into();
-            node.pinned.take()
-        })
-        .into_iter()
-        .flatten()
-        .collect()
+        let mut dropped = Vec::new();
+        if let Some(&id) = self.by_key.get(&key) {
+            self.place(id, parent, name, &mut dropped);
+        }
+        dropped
     }
 
     pub(super) fn parent(&self, id: u64) -> Result<u64> {
@@ -203,19 +241,16 @@ impl Nodes {
         if id == NodeId::ROOT.0 {
             return (None, dropped);
         }
-        let Some(node) = self.nodes.get_mut(&id) else { return (None, dropped) };
-        node.lookups = node.lookups.saturating_sub(count);
-        if node.lookups > 0 {
-            return (None, dropped);
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.lookups = node.lookups.saturating_sub(count);
         }
-        let node = self.nodes.remove(&id);
-        dropped.extend(self.cache.remove(&id).map(|(fd, _)| fd));
-        let key = node.map(|node| {
-            dropped.extend(node.pinned);
-            self.by_key.remove(&node.key);
-            node.key
-        });
-        (key, dropped)
+        match self.remove_unused(id, &mut dropped) {
+            Some((key, parent)) => {
+                self.leave(parent, &mut dropped);
+                (Some(key), dropped)
+            }
+            None => (None, dropped),
+        }
     }
 
     #[cfg(test)]

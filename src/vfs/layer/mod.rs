@@ -11,7 +11,7 @@ mod builder;
 mod index;
 mod tar;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fs::File;
 use std::io;

@@ -46,6 +46,8 @@ pub(super) enum Body {
 #[derive(Debug)]
 pub(super) struct Dir {
     pub(super) parent: u64,
+    /// Directories in the table that have this one as parent: the way up from them must not get lost.
+    pub(super) children: u32,
     /// Topmost first.
     pub(super) lower: Vec<LowerId>,
     pub(super) lower_positions: u64,
@@ -68,6 +70,7 @@ impl Dir {
     pub(super) fn new(parent: u64, lower: Vec<LowerId>, lower_positions: u64, subdirs: u32) -> Dir {
         Dir {
             parent,
+            children: 0,
             lower,
             lower_positions,
             subdirs,

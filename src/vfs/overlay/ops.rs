@@ -410,7 +410,7 @@ impl FileSystem for Overlay {
                 return Err(e);
             }
             if target.kind == FileType::Dir {
-                tree.set_parent(target.ino, old)?;
+                tree.set_parent(&self.store, target.ino, old)?;
                 tree.add_subdir(new, -1)?;
                 tree.add_subdir(old, 1)?;
             }
@@ -426,7 +426,7 @@ impl FileSystem for Overlay {
             }
         }
         if source_dir {
-            tree.set_parent(source.ino, new)?;
+            tree.set_parent(&self.store, source.ino, new)?;
             tree.add_subdir(old, -1)?;
             tree.add_subdir(new, 1)?;
         }

@@ -1,6 +1,7 @@
 //! Tests of the overlay: as a memory file system, over layers, at its caps.
 
 use super::*;
+use crate::vfs::layer::tests::Maker;
 use crate::vfs::testing::{Names, Paths, ROOT, Random, against_host};
 use crate::vfs::{Errno, FileSystem, Name, NodeId, Seek, SetAttr, falloc, mode, open};
 
@@ -234,4 +235,170 @@ fn a_large_directory_is_listed_in_flat_memory_while_it_changes() {
     }
     assert!(seen.iter().all(|&n| n == 1));
     assert_eq!(fs.usage().1, count - removed);
+}
+
+fn over(layers: &[&Maker]) -> Overlay {
+    Overlay::new(layers.iter().map(|m| m.layer()).collect(), Limits::default()).expect("overlay")
+}
+
+fn names(fs: &Paths<'_>, path: &str) -> String {
+    let all = fs.list(path, 1).expect("list");
+    for name in &all {
+        fs.attr(&format!("{path}/{name}")).expect("what is listed is there");
+    }
+    all.join(" ")
+}
+
+#[test]
+fn layers_merge_with_whiteouts_and_opaque_directories_in_any_order() {
+    let mut low = Maker::default();
+    low.dir("d").file("d/a", b"low").file("d/b", b"low").file("d/c", b"low").dir("gone").file("gone/x", b"");
+    low.dir("o").file("o/old", b"").dir("again").file("again/old", b"").file("file", b"low").dir("dir");
+    low.file("dir/in", b"");
+    for order in [false, true] {
+        let mut high = Maker::default();
+        high.file("d/b", b"high").file("d/.wh.c", b"").file(".wh.gone", b"").file("d/new", b"");
+        if order {
+            high.file("o/.wh..wh..opq", b"").file("o/new", b"").file(".wh.again", b"").file("again/new", b"");
+        } else {
+            high.file("o/new", b"").file("o/.wh..wh..opq", b"").file("again/new", b"").file(".wh.again", b"");
+        }
+        high.dir("file").file("dir", b"high").file(".wh..wh.plnk", b"").file(".wh.never", b"");
+        let fs = over(&[&low, &high]);
+        let fs = Paths(&fs);
+        assert_eq!(names(&fs, ""), "again d dir file o");
+        assert_eq!(names(&fs, "d"), "a b new");
+        assert_eq!(fs.read("d/a"), Ok(b"low".to_vec()));
+        assert_eq!(fs.read("d/b"), Ok(b"high".to_vec()));
+        assert_eq!(fs.attr("d/c"), Err(Errno::ENOENT));
+        assert_eq!(names(&fs, "o"), "new");
+        assert_eq!(names(&fs, "again"), "new");
+        assert_eq!(names(&fs, "file"), "");
+        assert_eq!(fs.read("dir"), Ok(b"high".to_vec()));
+        // An implied directory keeps the attributes below it.
+        assert_eq!(fs.attr("d").map(|a| (a.uid, a.mtime.secs)), Ok((10, 100)));
+        // And a third layer brings names back.
+        let mut top = Maker::default();
+        top.file("gone/back", b"").file("d/c", b"back");
+        let fs = over(&[&low, &high, &top]);
+        let fs = Paths(&fs);
+        assert_eq!(names(&fs, "gone"), "back");
+        assert_eq!(names(&fs, "d"), "a b c new");
+        assert_eq!(fs.read("d/c"), Ok(b"back".to_vec()));
+    }
+}
+
+#[test]
+fn entries_go_through_symbolic_links_of_lower_layers() {
+    let mut low = Maker::default();
+    low.dir("usr/lib").file("usr/lib/a", b"a").symlink("lib", "usr/lib").symlink("abs", "/usr/lib");
+    low.symlink("replaced", "usr");
+    let mut high = Maker::default();
+    high.file("lib/b", b"b")
+        .file("abs/sub/c", b"c")
+        .file("lib/.wh.a", b"")
+        .dir("replaced")
+        .file("replaced/x", b"");
+    let fs = over(&[&low, &high]);
+    let fs = Paths(&fs);
+    assert_eq!(names(&fs, ""), "abs lib replaced usr");
+    assert_eq!(fs.readlink("lib"), Ok("usr/lib".into()));
+    assert_eq!(names(&fs, "usr/lib"), "b sub");
+    assert_eq!(fs.read("usr/lib/sub/c"), Ok(b"c".to_vec()));
+    assert_eq!(names(&fs, "replaced"), "x");
+}
+
+#[test]
+fn hard_links_reach_into_lower_layers_or_are_refused() {
+    let mut low = Maker::default();
+    low.file("bin/a", b"data").symlink("sbin", "bin");
+    let mut high = Maker::default();
+    high.hard("b", "bin/a").hard("c", "sbin/a");
+    let fs = over(&[&low, &high]);
+    let fs = Paths(&fs);
+    let ino = fs.attr("bin/a").expect("attr").ino;
+    assert_eq!(fs.attr("b").map(|a| a.ino), Ok(ino));
+    assert_eq!(fs.attr("c").map(|a| a.ino), Ok(ino));
+    fs.write("b", 0, b"DA").expect("write");
+    assert_eq!(fs.read("bin/a"), Ok(b"DAta".to_vec()));
+    let refused = Overlay::new(vec![high.layer()], Limits::default()).expect_err("refused");
+    assert!(matches!(refused, OverlayError::HardLink { layer: 0, .. }), "{refused}");
+}
+
+#[test]
+fn changes_do_not_reach_the_layers_and_inode_numbers_stay() {
+    let big: Vec<u8> = (0..300_000u32).map(|i| (i % 251) as u8).collect();
+    let mut low = Maker::default();
+    low.dir("d").file("d/f", &big).hard("d/g", "d/f").file("d/sub/deep/x", b"x").symlink("d/l", "f");
+    let layer = low.layer();
+    let fs = Overlay::new(vec![layer.clone()], Limits::default()).expect("overlay");
+    let paths = Paths(&fs);
+    let before = paths.attr("d/f").expect("attr");
+    assert_eq!((before.size, before.blocks, before.nlink), (300_000, 586, 2));
+    // Changing attributes copies nothing.
+    paths.set("d/f", SetAttr { mode: Some(0o600), ..SetAttr::default() }).expect("chmod");
+    assert_eq!(fs.usage(), (0, 1));
+    assert_eq!(paths.attr("d/g").map(|a| (a.ino, a.mode & 0o777)), Ok((before.ino, 0o600)));
+    // A write copies its pages only.
+    paths.write("d/g", 100_001, b"changed").expect("write");
+    assert_eq!(fs.usage(), (1, 1));
+    let mut want = big.clone();
+    want[100_001..100_008].copy_from_slice(b"changed");
+    assert_eq!(paths.read("d/f"), Ok(want.clone()));
+    paths.fallocate("d/f", 5000, 20_000, falloc::PUNCH_HOLE | falloc::KEEP_SIZE).expect("punch");
+    want[5000..25_000].fill(0);
+    assert_eq!(paths.read("d/f"), Ok(want.clone()));
+    assert_eq!(paths.seek("d/f", Seek::Hole(0)), Ok(8192));
+    assert_eq!(paths.seek("d/f", Seek::Data(8192)), Ok(24576));
+    paths.set("d/f", SetAttr { size: Some(150_000), ..SetAttr::default() }).expect("truncate");
+    paths.set("d/f", SetAttr { size: Some(200_000), ..SetAttr::default() }).expect("truncate");
+    want.truncate(150_000);
+    want.resize(200_000, 0);
+    assert_eq!(paths.read("d/f"), Ok(want.clone()));
+    assert_eq!(paths.seek("d/f", Seek::Hole(30_000)).map(|at| at / 4096), Ok(150_000 / 4096 + 1));
+    // Directories of layers move as a whole.
+    let sub = paths.attr("d/sub").expect("attr");
+    paths.rename("d", "e", 0).expect("rename");
+    paths.rename("e/sub", "s", 0).expect("rename");
+    assert_eq!(names(&paths, ""), "e s");
+    assert_eq!(names(&paths, "e"), "f g l");
+    assert_eq!(paths.read("s/deep/x"), Ok(b"x".to_vec()));
+    assert_eq!(paths.read("e/g"), Ok(want));
+    assert_eq!(paths.attr("s").map(|a| a.ino), Ok(sub.ino));
+    assert_eq!(paths.rename("s", "s/deep/t", 0), Err(Errno::EINVAL));
+    assert_eq!(paths.rmdir("s"), Err(Errno::ENOTEMPTY));
+    paths.mkdir("d", 0o755).expect("mkdir");
+    assert_eq!(names(&paths, "d"), "", "a new directory does not show the layer's");
+    remove_all(&paths, "");
+    assert_eq!(fs.statfs(NodeId::ROOT).expect("statfs").blocks_free, (64 << 30) / 4096);
+    let again = Overlay::new(vec![layer], Limits::default()).expect("overlay");
+    let again = Paths(&again);
+    assert_eq!(again.read("d/f"), Ok(big));
+    assert_eq!(again.attr("d/f").map(|a| a.ino), Ok(before.ino));
+}
+
+/// The same random operations on an overlay over a tar of the host's tree.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_model_run_over_layers_agrees_with_the_host() {
+    use std::process::Command;
+    if Command::new("tar").arg("--version").output().is_err() {
+        eprintln!("skipped: no tar on this host");
+        return;
+    }
+    for seed in 1..7 {
+        let dir = tempfile::tempdir().expect("dir");
+        // A random tree on the host, made by a first run; then its tar is a layer.
+        let scratch = memory();
+        against_host(&scratch, dir.path(), seed * 31, 700);
+        let mut tar = Command::new("tar");
+        tar.args(["--format=posix", "--sparse", "-C"]).arg(dir.path()).args(["-cf", "-", "."]);
+        let tar = tar.output().expect("tar runs").stdout;
+        let mut file = tempfile::tempfile().expect("file");
+        std::io::Write::write_all(&mut file, &tar).expect("write");
+        let index = crate::vfs::layer::Index::build(&tar[..], Default::default()).expect("index");
+        let layer = crate::vfs::layer::Layer::new(std::sync::Arc::new(index), file).expect("layer");
+        let fs = Overlay::new(vec![layer], Limits { memory: 1 << 20, ..Limits::default() }).expect("overlay");
+        against_host(&fs, dir.path(), seed * 77_777, 2000);
+    }
 }

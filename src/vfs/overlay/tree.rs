@@ -97,7 +97,23 @@ impl Tree {
         }
         let found = child.found.as_ref().ok_or(Errno::EIO)?;
         self.nodes.insert(child.ino, from_lower(lowers, parent, found));
+        if child.kind == FileType::Dir {
+            self.adopt(parent);
+        }
         Ok(())
+    }
+
+    fn adopt(&mut self, parent: u64) {
+        if let Ok(dir) = self.dir_mut(parent) {
+            dir.children += 1;
+        }
+    }
+
+    fn leave(&mut self, store: &Store, parent: u64) {
+        if let Ok(dir) = self.dir_mut(parent) {
+            dir.children = dir.children.saturating_sub(1);
+        }
+        self.drop_unused(store, parent);
     }
 
     /// Takes a lookup count; the caller may hold the lock shared.
@@ -118,12 +134,23 @@ impl Tree {
 
     /// Drops a node that nobody looks at, when it is as in the layer or has no name left.
     pub(super) fn drop_unused(&mut self, store: &Store, ino: u64) {
-        let unused =
-            |node: &Node| node.lookups.load(Ordering::Relaxed) == 0 && (!node.dirty || node.nlink == 0);
-        if ino == NodeId::ROOT.0 || !self.nodes.get(&ino).is_some_and(unused) {
-            return;
+        // A loop, not a recursion: a directory that goes may have been the last reason to keep its parent.
+        let mut next = Some(ino);
+        while let Some(ino) = next {
+            next = self.drop_one(store, ino);
         }
-        let Some(mut node) = self.nodes.remove(&ino) else { return };
+    }
+
+    /// Gives the parent, which may have to go as well.
+    fn drop_one(&mut self, store: &Store, ino: u64) -> Option<u64> {
+        let unused = |node: &Node| {
+            let needed = matches!(&node.body, Body::Dir(dir) if dir.children > 0);
+            !needed && node.lookups.load(Ordering::Relaxed) == 0 && (!node.dirty || node.nlink == 0)
+        };
+        if ino == NodeId::ROOT.0 || !self.nodes.get(&ino).is_some_and(unused) {
+            return None;
+        }
+        let mut node = self.nodes.remove(&ino)?;
         if node.dirty {
             store.give_inode();
         }
@@ -136,6 +163,11 @@ impl Tree {
         if let Xattrs::Own(all) = &node.xattrs {
             store.give_metadata(all.iter().map(|(n, v)| (n.len() + v.len()) as u64).sum());
         }
+        let Body::Dir(dir) = &node.body else { return None };
+        if let Ok(parent) = self.dir_mut(dir.parent) {
+            parent.children = parent.children.saturating_sub(1);
+        }
+        Some(dir.parent)
     }
 
     /// Marks a node as changed. A removal must not fail and uses `force`.
@@ -163,6 +195,9 @@ impl Tree {
                 store.give_inode();
                 return Err(e);
             }
+        }
+        if let Body::Dir(dir) = &node.body {
+            self.adopt(dir.parent);
         }
         let ino = self.next;
         self.next += 1;
@@ -231,8 +266,10 @@ impl Tree {
         Ok(())
     }
 
-    pub(super) fn set_parent(&mut self, ino: u64, parent: u64) -> Result<()> {
-        self.dir_mut(ino)?.parent = parent;
+    pub(super) fn set_parent(&mut self, store: &Store, ino: u64, parent: u64) -> Result<()> {
+        let old = std::mem::replace(&mut self.dir_mut(ino)?.parent, parent);
+        self.adopt(parent);
+        self.leave(store, old);
         Ok(())
     }
 
