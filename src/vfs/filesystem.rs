@@ -58,7 +58,7 @@ pub trait FileSystem: Send + Sync {
     /// The attributes of `node`. With the handle of an open file, they are that file's.
     fn getattr(&self, node: NodeId, handle: Option<Handle>) -> Result<Attr>;
 
-    /// Changes attributes, all or none, and gives the new ones.
+    /// Changes attributes and gives the new ones.
     ///
     /// # Errors
     /// `EISDIR` or `EINVAL` for a size on what is no regular file, `EFBIG`, `ENOSPC`.

@@ -30,6 +30,9 @@ use self::nodes::{Key, Nodes};
 use super::{Attr, Entry, Errno, Handle, NodeId, Result, Time, makedev};
 
 /// How owners of files look, and what changing them does.
+///
+/// With anything but `AsIs`, files get no set-id bits: on the host they would lend the rights of an owner that the
+/// client never sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ownership {
     /// As on the host. New files get the caller's owner where the host allows it.

@@ -12,7 +12,7 @@ use rustix::fs::{
 
 use super::nodes::Key;
 use super::owner::RECORD;
-use super::{HostDir, errno, lock, proc_path, stat};
+use super::{HostDir, Ownership, errno, lock, proc_path, stat};
 use crate::vfs::{
     Attr, Caller, DirEntry, DirSink, Entry, Errno, FileSystem, FileType, Handle, NAME_MAX, Name, NodeId,
     Opened, ReadSink, Result, Seek, SetAttr, SetTime, StatFs, WriteSource, falloc, mode, open, rename,
@@ -54,6 +54,13 @@ fn perm(mode: u32) -> Mode {
 }
 
 impl HostDir {
+    /// The permission bits to set on the host. Where the host's owner is not the one the client sees, set-id bits
+    /// would lend the wrong one's rights on the host, so files do not get them.
+    fn host_perm(&self, mode: u32, is_dir: bool) -> Mode {
+        let foreign = self.options.ownership != Ownership::AsIs && !is_dir;
+        perm(if foreign { mode & !(mode::SUID | mode::SGID) } else { mode })
+    }
+
     /// The open file of a handle, which must be of the node.
     fn file(&self, handle: Handle) -> Result<Arc<File>> {
         self.handle(handle)
@@ -72,7 +79,7 @@ impl HostDir {
         let kept = u32::from(status.stx_mode) & mode::SGID & if inherits { mode::SGID } else { 0 };
         let is_dir = u32::from(status.stx_mode) & mode::FMT == mode::DIR;
         let wanted = wanted & mode::PERM | if is_dir { kept } else { 0 };
-        fs::chmod(proc_path(fd), perm(wanted)).map_err(errno)
+        fs::chmod(proc_path(fd), self.host_perm(wanted, is_dir)).map_err(errno)
     }
 
     /// Makes an entry with `make`, then gives it mode and owner; takes it away again if that fails.
@@ -190,7 +197,7 @@ impl FileSystem for HostDir {
     fn forget(&self, node: NodeId, count: u64) {
         let (gone, dropped) = lock(&self.nodes).forget(node.0, count);
         // An owner kept in memory goes with the file, not with the node.
-        if let Some(key) = gone {
+        if let Some(key) = gone.filter(|_| !lock(&self.owners).is_empty()) {
             let removed = dropped.iter().any(|fd| stat(&**fd).is_ok_and(|s| s.stx_nlink == 0));
             if removed {
                 lock(&self.owners).remove(&key);
@@ -240,7 +247,7 @@ impl FileSystem for HostDir {
             if kind == mode::SYMLINK {
                 return Err(Errno::EOPNOTSUPP);
             }
-            fs::chmod(proc_path(&*fd), perm(mode)).map_err(errno)?;
+            fs::chmod(proc_path(&*fd), self.host_perm(mode, kind == mode::DIR)).map_err(errno)?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
             let times =

@@ -110,6 +110,8 @@ fn recorded_owners_need_no_privilege_and_do_not_show() {
         let attr = paths.attr(name).expect("attr");
         assert_eq!((attr.uid, attr.gid), (1000, 1001), "{name}");
     }
+    let set_id = SetAttr { mode: Some(0o6755), ..SetAttr::default() };
+    assert_eq!(paths.set("f", set_id).map(|a| a.mode & mode::PERM), Ok(0o755));
     assert_eq!(paths.xattrs("f"), Ok(vec![]));
     assert_eq!(paths.xattr("f", "user.cc.owner"), Err(Errno::ENODATA));
     assert_eq!(paths.set_xattr("f", "user.cc.owner", b"0:0"), Err(Errno::EPERM));

@@ -39,6 +39,8 @@ pub(super) struct Lowers {
     grafted: HashSet<LowerId>,
     /// Hard links into lower layers.
     links: HashMap<LowerId, LowerId>,
+    /// Names that higher layers give to an inode by hard links.
+    extra_names: HashMap<LowerId, u32>,
 }
 
 impl Lowers {
@@ -74,6 +76,8 @@ impl Lowers {
                 match self.resolve(&path, top, false) {
                     Some(found) if found.kind != FileType::Dir => {
                         self.links.insert(id, found.id);
+                        let names = self.extra_names.entry(found.id).or_default();
+                        *names = names.saturating_add(node.nlink);
                     }
                     _ => {
                         return Err(OverlayError::HardLink {
@@ -174,6 +178,13 @@ impl Lowers {
                 extents: 0,
             },
         }
+    }
+
+    /// Number of names of a file. It may count names that a higher layer hides, but never too few: a file whose
+    /// count falls to 0 is gone.
+    pub(super) fn nlink(&self, id: LowerId) -> u32 {
+        let extra = self.extra_names.get(&id).copied().unwrap_or(0);
+        self.inode(id).nlink.max(1).saturating_add(extra)
     }
 
     pub(super) fn ino(&self, id: LowerId) -> u64 {

@@ -321,6 +321,10 @@ fn hard_links_reach_into_lower_layers_or_are_refused() {
     assert_eq!(fs.attr("c").map(|a| a.ino), Ok(ino));
     fs.write("b", 0, b"DA").expect("write");
     assert_eq!(fs.read("bin/a"), Ok(b"DAta".to_vec()));
+    assert_eq!(fs.attr("b").map(|a| a.nlink), Ok(3));
+    fs.unlink("b").expect("unlink");
+    fs.unlink("bin/a").expect("unlink");
+    assert_eq!(fs.read("c"), Ok(b"DAta".to_vec()), "what was written outlives two of three names");
     let refused = Overlay::new(vec![high.layer()], Limits::default()).expect_err("refused");
     assert!(matches!(refused, OverlayError::HardLink { layer: 0, .. }), "{refused}");
 }

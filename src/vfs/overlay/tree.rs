@@ -394,7 +394,7 @@ pub(super) fn new_node(mode: u32, uid: u32, gid: u32, nlink: u32, body: Body) ->
 
 fn from_lower(lowers: &Lowers, parent: u64, found: &Found) -> Node {
     let record = lowers.inode(found.id);
-    let (mut nlink, mut body) = (record.nlink.max(1), Body::Special);
+    let (mut nlink, mut body) = (lowers.nlink(found.id), Body::Special);
     if let Some(layer) = lowers.layer(found.id) {
         match found.kind {
             FileType::Dir => {
