@@ -199,7 +199,7 @@ impl Attr {
 
 /// Linux's 32-bit encoding of a device number; `None` where major > 4095 or minor > 1 048 575.
 pub fn makedev(major: u32, minor: u32) -> Option<u32> {
-    (major < 1 << 12 && minor < 1 << 20).then(|| (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
+    (major < 1 << 12 && minor < 1 << 20).then_some((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
 }
 
 /// Who asks. Permissions are *not* checked by the file systems here: the client's kernel does

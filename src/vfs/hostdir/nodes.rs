@@ -1,6 +1,7 @@
 //! The nodes a client knows: parent and name, and which inode that was.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -150,9 +151,9 @@ impl Nodes {
                 id
             }
         };
-        if !self.nodes.contains_key(&id) {
-            let node = Node { key, parent, name: name.into(), lookups: 0, children: 0, pinned: None };
-            self.nodes.insert(id, node);
+        let new = Node { key, parent, name: name.into(), lookups: 0, children: 0, pinned: None };
+        if let Entry::Vacant(entry) = self.nodes.entry(id) {
+            entry.insert(new);
             self.adopt(parent);
         }
         let mut dropped = Vec::new();

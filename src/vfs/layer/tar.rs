@@ -512,7 +512,7 @@ impl<I: Input> Parser<I> {
 
     /// `stored` bytes of data follow, which `map` places in a file of `real` bytes.
     fn sparse_file(&mut self, real: u64, stored: u64, map: &[u64]) -> Result<Kind, TarProblem> {
-        if real > i64::MAX as u64 || map.len() % 2 != 0 {
+        if real > i64::MAX as u64 || !map.len().is_multiple_of(2) {
             return Err(TarProblem::Sparse);
         }
         let start = self.at;

@@ -20,7 +20,7 @@ fn entries(acl: &[u8]) -> impl Iterator<Item = (u16, u32)> {
 /// Checks the form: version 2, whole entries, one each of owner, group and others.
 pub(super) fn check(acl: &[u8]) -> Result<()> {
     let one = |tag| entries(acl).filter(|&(t, _)| t == tag).count() == 1;
-    let form = acl.len() >= 4 && acl[..4] == [2, 0, 0, 0] && (acl.len() - 4) % 8 == 0;
+    let form = acl.len() >= 4 && acl[..4] == [2, 0, 0, 0] && (acl.len() - 4).is_multiple_of(8);
     if form && one(USER_OBJ) && one(GROUP_OBJ) && one(OTHER) { Ok(()) } else { Err(Errno::EINVAL) }
 }
 

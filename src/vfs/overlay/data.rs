@@ -358,12 +358,12 @@ impl Data {
 
     /// Drops a chunk's body, or the chunk, when nothing needs it.
     fn tidy(&mut self, index: u64, store: &Store) {
-        if let Some(chunk) = self.chunks.get_mut(&index) {
-            if chunk.have == 0 {
-                chunk.drop_body(store);
-                if chunk.hole == 0 {
-                    self.chunks.remove(&index);
-                }
+        if let Some(chunk) = self.chunks.get_mut(&index)
+            && chunk.have == 0
+        {
+            chunk.drop_body(store);
+            if chunk.hole == 0 {
+                self.chunks.remove(&index);
             }
         }
     }
@@ -375,12 +375,12 @@ impl Data {
         if size < self.size {
             // The last page's rest must read as zeros when the file grows again.
             let page_end = size.next_multiple_of(PAGE);
-            if size % PAGE != 0 && !self.shows_lower(size) {
+            if !size.is_multiple_of(PAGE) && !self.shows_lower(size) {
                 let (index, start, _) = piece(size, page_end);
-                if let Some(chunk) = self.chunks.get_mut(&index) {
-                    if chunk.have & bit(size / PAGE) != 0 {
-                        chunk.zero(start, page_end - size, store)?;
-                    }
+                if let Some(chunk) = self.chunks.get_mut(&index)
+                    && chunk.have & bit(size / PAGE) != 0
+                {
+                    chunk.zero(start, page_end - size, store)?;
                 }
             }
             if let Some(lower) = &mut self.lower {
@@ -395,7 +395,7 @@ impl Data {
                 store.give_pages(chunk.have.count_ones().into());
                 chunk.drop_body(store);
             }
-            if page_end % CHUNK != 0 {
+            if !page_end.is_multiple_of(CHUNK) {
                 let index = page_end / CHUNK;
                 self.drop_pages(index, page_end % CHUNK, CHUNK - page_end % CHUNK, false, store)?;
             }

@@ -90,11 +90,11 @@ impl Lowers {
                 if link.kind != FileType::Symlink {
                     continue;
                 }
-                if let Some(found) = self.resolve(&path, top, true) {
-                    if let Some(&host) = found.dirs.first() {
-                        self.grafts.entry(host).or_default().push(id);
-                        self.grafted.insert(id);
-                    }
+                if let Some(found) = self.resolve(&path, top, true)
+                    && let Some(&host) = found.dirs.first()
+                {
+                    self.grafts.entry(host).or_default().push(id);
+                    self.grafted.insert(id);
                 }
             }
         }

@@ -28,10 +28,13 @@ pub(super) struct Node {
     pub(super) body: Body,
 }
 
+/// Extended attributes by name.
+pub(super) type XattrMap = BTreeMap<Box<[u8]>, Box<[u8]>>;
+
 #[derive(Debug)]
 pub(super) enum Xattrs {
     Lower(LowerId),
-    Own(BTreeMap<Box<[u8]>, Box<[u8]>>),
+    Own(XattrMap),
 }
 
 #[derive(Debug)]

@@ -144,10 +144,10 @@ impl Store {
 
     /// Gives a slot back, and its space to the host.
     pub(super) fn free_slot(&self, slot: u64) {
-        if let Some(file) = self.file.get() {
-            if zero(file, slot * CHUNK, CHUNK).is_ok() {
-                self.slots.lock().unwrap_or_else(PoisonError::into_inner).free.push(slot);
-            }
+        if let Some(file) = self.file.get()
+            && zero(file, slot * CHUNK, CHUNK).is_ok()
+        {
+            self.slots.lock().unwrap_or_else(PoisonError::into_inner).free.push(slot);
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::data::{Data, Lower};
 use super::lower::{Found, Lowers};
-use super::node::{Body, Change, Dir, Node, Xattrs, charge};
+use super::node::{Body, Change, Dir, Node, XattrMap, Xattrs, charge};
 use super::store::Store;
 use crate::vfs::{Attr, Entry, Errno, FileType, NodeId, Result, Time, mode};
 
@@ -190,11 +190,11 @@ impl Tree {
     /// Adds a node of the upper; it has no name yet.
     pub(super) fn add(&mut self, store: &Store, node: Node) -> Result<u64> {
         store.take_inode()?;
-        if let Body::Symlink(target) = &node.body {
-            if let Err(e) = store.take_metadata(target.len() as u64) {
-                store.give_inode();
-                return Err(e);
-            }
+        if let Body::Symlink(target) = &node.body
+            && let Err(e) = store.take_metadata(target.len() as u64)
+        {
+            store.give_inode();
+            return Err(e);
         }
         if let Body::Dir(dir) = &node.body {
             self.adopt(dir.parent);
@@ -340,11 +340,7 @@ impl Node {
     }
 
     /// The attributes as our own map, copied from the layer where they are still there.
-    pub(super) fn own_xattrs(
-        &mut self,
-        lowers: &Lowers,
-        store: &Store,
-    ) -> Result<&mut BTreeMap<Box<[u8]>, Box<[u8]>>> {
+    pub(super) fn own_xattrs(&mut self, lowers: &Lowers, store: &Store) -> Result<&mut XattrMap> {
         if let Xattrs::Lower(id) = self.xattrs {
             let mut own = BTreeMap::new();
             let mut bytes = 0;
