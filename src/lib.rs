@@ -85,6 +85,7 @@ pub mod machine;
 pub mod memory;
 pub mod process;
 pub mod sys;
+pub mod vfs;
 pub mod virtio;
 
 pub use instance::{Backend, Error, Instance, InstanceBuilder, Source, Timing};

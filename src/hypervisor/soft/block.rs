@@ -38,9 +38,10 @@ pub(super) struct Block {
     pub(super) links: [Link; 2],
 }
 
-/// At most this many blocks; then the cache starts afresh. Bounds host memory to about 200 MiB
-/// whatever the guest does.
+/// At most this many blocks, and this many operations in all of them; then the cache starts afresh.
+/// Bounds host memory to some 200 MiB whatever the guest does.
 const MAX_BLOCKS: usize = 1 << 18;
+const MAX_OPERATIONS: usize = 4 << 20;
 
 #[derive(Default)]
 pub(super) struct KeyHasher(u64);
@@ -75,6 +76,8 @@ pub(super) struct BlockCache {
     by_page: Map<u32, Vec<BlockId>>,
     /// Recent look-ups by linear address.
     jumps: Box<[Link]>,
+    /// Operations in all blocks.
+    operations: usize,
     /// At most this many blocks.
     pub(super) limit: usize,
     /// Grows whenever a block dies.
@@ -89,6 +92,7 @@ impl BlockCache {
             by_key: Map::default(),
             by_page: Map::default(),
             jumps: vec![Link::default(); JUMP_ENTRIES].into_boxed_slice(),
+            operations: 0,
             limit: MAX_BLOCKS,
             generation: 1,
         }
@@ -132,9 +136,10 @@ impl BlockCache {
         page: u32,
         page2: Option<u32>,
     ) -> BlockId {
-        if self.by_key.len() >= self.limit {
+        if self.by_key.len() >= self.limit || self.operations >= MAX_OPERATIONS {
             self.clear();
         }
+        self.operations += ops.len();
         let block =
             Box::new(Block { ops: ops.into_boxed_slice(), len, page, page2, key, links: Default::default() });
         let id = match self.free.pop() {
@@ -162,6 +167,7 @@ impl BlockCache {
         for id in ids {
             let Some(block) = self.blocks[id as usize].take() else { continue };
             self.by_key.remove(&block.key);
+            self.operations -= block.ops.len();
             for other in [Some(block.page), block.page2].into_iter().flatten() {
                 if other != page
                     && let Some(list) = self.by_page.get_mut(&other)
@@ -181,6 +187,7 @@ impl BlockCache {
 
     fn clear(&mut self) {
         self.generation = self.generation.wrapping_add(1);
+        self.operations = 0;
         self.blocks.clear();
         self.free.clear();
         self.by_key.clear();

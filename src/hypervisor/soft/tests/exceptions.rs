@@ -23,7 +23,7 @@ fn the_frame_is_aligned_to_16_and_has_the_interrupted_state() {
     for odd in 0..16 {
         m.state.gpr[gpr::RSP] = STACK - odd;
         let s = m.run(&UD2);
-        assert_eq!(s.gpr[gpr::RSP], (STACK - odd & !15) - 40);
+        assert_eq!(s.gpr[gpr::RSP], ((STACK - odd) & !15) - 40);
         let f = m.frame(&s);
         assert_eq!((f.rip, f.cs, f.rsp, f.ss), (CODE, 8, STACK - odd, 0x10));
         assert_eq!(f.flags, m.state.rflags | rflags::RF);
@@ -111,7 +111,7 @@ fn compatibility_code_has_into_bound_and_pusha() {
     // Into an absent page in the middle: ESP stays.
     m.put(0x3008, 0);
     m.state.gpr[gpr::RSP] = 0x40_0010;
-    m.put(IDT + 16 * 14, HANDLERS + 16 * 14 | 0x08 << 16 | 0x8e01 << 32);
+    m.put(IDT + 16 * 14, (HANDLERS + 16 * 14) | (0x08 << 16) | 0x8e01 << 32);
     m.put(TSS + 0x24, STACK - 0x2000);
     m.put(0x3008, 1 << 21 | 0x81);
     for code in [asm32(CODE, |a| a.pushad()), asm32(CODE, |a| a.enter(8, 4))] {

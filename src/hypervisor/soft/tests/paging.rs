@@ -175,7 +175,7 @@ fn an_access_across_pages_faults_on_the_second_and_writes_nothing() {
 
 #[test]
 fn an_instruction_that_reaches_into_a_bad_page_faults_there() {
-    for (entry, error) in [(0, 0x10), (FRAMES + 0x1000 | 7 | pte::NX, 0x11)] {
+    for (entry, error) in [(0, 0x10), ((FRAMES + 0x1000) | 7 | pte::NX, 0x11)] {
         let mut m = Machine::with_pages();
         m.page(1, entry);
         // mov eax, imm32, of which two bytes are in the next page.
@@ -266,7 +266,7 @@ fn addresses_that_no_page_can_have_are_gp_or_ss() {
         })
     };
     // Delivery needs a good stack.
-    m.put(super::IDT + 16 * 12, super::HANDLERS + 16 * 12 | 0x08 << 16 | 0x8e01 << 32);
+    m.put(super::IDT + 16 * 12, (super::HANDLERS + 16 * 12) | (0x08 << 16) | 0x8e01 << 32);
     m.put(super::TSS + 0x24, super::STACK - 0x2000);
     for code in [
         stack(|a| a.mov(eax, dword_ptr(rbp))),

@@ -89,7 +89,7 @@ fn an_instruction_on_two_pages_follows_both() {
         a.mov(r10d, eax)?;
         // Now another frame behind the second page.
         a.mov(rbx, PT + 8)?;
-        a.mov(rcx, FRAMES + 0x2000 | 7)?;
+        a.mov(rcx, (FRAMES + 0x2000) | 7)?;
         a.mov(qword_ptr(rbx), rcx)?;
         a.invlpg(byte_ptr(rdi + 3))?;
         a.call(rdi)?;

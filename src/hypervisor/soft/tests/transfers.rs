@@ -158,7 +158,7 @@ fn sysenter_and_both_sysexits() {
 fn iret_to_user_code_of_both_sizes_and_back_by_interrupt() {
     for (cs_, long) in [(0x23, true), (0x33, false)] {
         let mut m = machine();
-        m.put(IDT + 16 * 0x80, HANDLERS + 16 * 0x80 & 0xffff | 8 << 16 | 0xee00 << 32);
+        m.put(IDT + 16 * 0x80, (HANDLERS + 16 * 0x80) & 0xffff | 8 << 16 | 0xee00 << 32);
         // In 32-bit code 48 is DEC EAX, in 64-bit code REX.W; then INT 80h.
         m.write(CODE + 0x400, &[0x48, 0xcd, 0x80]);
         m.state.rflags |= rflags::NT;

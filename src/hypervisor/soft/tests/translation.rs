@@ -45,7 +45,7 @@ fn reload_cr3(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
 #[test]
 fn invlpg_forgets_a_page() {
     let mut m = two_frames();
-    let new = FRAMES + 0x1000 | 7;
+    let new = (FRAMES + 0x1000) | 7;
     assert_eq!(remap(&mut m, PAGES, PT, new, |a| a.invlpg(byte_ptr(rdi + 0xabc))), (1, 2));
 }
 
@@ -67,7 +67,7 @@ fn invlpg_anywhere_in_a_large_page_forgets_all_of_it() {
 
 #[test]
 fn a_cr3_write_forgets_all_but_global_pages() {
-    let new = FRAMES + 0x1000 | 7;
+    let new = (FRAMES + 0x1000) | 7;
     let mut m = two_frames();
     assert_eq!(remap(&mut m, PAGES, PT, new, reload_cr3), (1, 2));
     let mut m = two_frames();
@@ -81,7 +81,7 @@ fn a_cr3_write_forgets_all_but_global_pages() {
 
 #[test]
 fn global_pages_do_not_survive_a_change_of_pge_or_invlpg() {
-    let new = FRAMES + 0x1000 | 7 | pte::G;
+    let new = (FRAMES + 0x1000) | 7 | pte::G;
     let global = || {
         let mut m = two_frames();
         m.state.cr4 |= cr4::PGE;
@@ -111,7 +111,7 @@ fn invpcid_forgets_what_its_type_says() {
             a.invpcid(rdx, xmmword_ptr(rsp))
         }
     };
-    let new = FRAMES + 0x1000 | 7;
+    let new = (FRAMES + 0x1000) | 7;
     for kind in 0..4 {
         assert_eq!(remap(&mut two_frames(), PAGES, PT, new, invpcid(kind, PAGES)), (1, 2), "type {kind}");
     }
@@ -184,7 +184,7 @@ fn user_code_cannot_jump_to_what_the_kernel_just_ran() {
     let mut m = Machine::with_pages();
     m.supervisor();
     // The kernel runs its page 1 many times, then returns to user code, which jumps to it.
-    m.page(1, FRAMES + 0x1000 | pte::P | pte::W);
+    m.page(1, (FRAMES + 0x1000) | pte::P | pte::W);
     m.write(FRAMES + 0x1000, &[0xc3]);
     m.write(
         FRAMES,

@@ -1,0 +1,198 @@
+//! Tests of the host directory, on temporary directories.
+
+use std::os::unix::fs::{MetadataExt, symlink};
+
+use super::*;
+use crate::vfs::testing::{Paths, ROOT, against_host};
+use crate::vfs::{FileSystem, Name, SetAttr, mode, open};
+
+fn served(options: HostDirOptions) -> (tempfile::TempDir, HostDir) {
+    let dir = tempfile::tempdir().expect("dir");
+    let fs = HostDir::new(dir.path(), options).expect("host dir");
+    (dir, fs)
+}
+
+#[test]
+fn a_model_run_agrees_with_the_host() {
+    for (seed, cached_fds, openat2) in
+        [(1, 128, true), (2, 0, true), (3, 2, true), (4, 2, false), (5, 0, false)]
+    {
+        let (_dir, fs) = served(HostDirOptions { cached_fds, ..HostDirOptions::default() });
+        fs.openat2.store(openat2, Ordering::Relaxed);
+        let real = tempfile::tempdir().expect("dir");
+        against_host(&fs, real.path(), seed * 104_729, 1500);
+        // Only the root is left known, and no descriptor is held for what is gone.
+        let (nodes, _, pinned) = lock(&fs.nodes).counts();
+        assert_eq!((nodes, pinned), (1, 0));
+        assert!(lock(&fs.open).handles.is_empty());
+    }
+}
+
+#[test]
+fn no_link_leads_out() {
+    let outside = tempfile::tempdir().expect("dir");
+    std::fs::write(outside.path().join("secret"), "s").expect("write");
+    for openat2 in [true, false] {
+        let (dir, fs) = served(HostDirOptions::default());
+        fs.openat2.store(openat2, Ordering::Relaxed);
+        let paths = Paths(&fs);
+        symlink(outside.path(), dir.path().join("abs")).expect("symlink");
+        symlink("../../../../../../etc", dir.path().join("up")).expect("symlink");
+        std::fs::create_dir(dir.path().join("d")).expect("mkdir");
+        for link in ["abs", "up"] {
+            assert_eq!(paths.attr(link).expect("attr").mode & mode::FMT, mode::SYMLINK);
+            assert_eq!(paths.attr(&format!("{link}/secret")), Err(Errno::ENOTDIR));
+            assert_eq!(paths.create(&format!("{link}/new"), 0o644), Err(Errno::ENOTDIR));
+            assert_eq!(paths.open(link, open::RDONLY, |_, _| Ok(())), Err(Errno::ELOOP));
+        }
+        // A directory the client knows becomes a link on the host: the old node does not lead through it.
+        let d = paths.resolve("d").expect("resolve");
+        drop(lock(&fs.nodes).drop_cache());
+        std::fs::remove_dir(dir.path().join("d")).expect("rmdir");
+        symlink(outside.path(), dir.path().join("d")).expect("symlink");
+        let secret = Name::new(b"secret").expect("name");
+        assert_eq!(fs.lookup(&ROOT, d, secret).map(|e| e.node), Err(Errno::ESTALE));
+        assert_eq!(fs.mkdir(&ROOT, d, secret, 0o755).map(|e| e.node), Err(Errno::ESTALE));
+        paths.drop(d);
+    }
+    assert_eq!(std::fs::read_dir(outside.path()).expect("list").count(), 1);
+}
+
+#[test]
+fn read_only_refuses_every_change() {
+    let (dir, fs) = served(HostDirOptions { read_only: true, ..HostDirOptions::default() });
+    std::fs::write(dir.path().join("f"), "old").expect("write");
+    std::fs::create_dir(dir.path().join("d")).expect("mkdir");
+    let paths = Paths(&fs);
+    let erofs = Err(Errno::EROFS);
+    assert_eq!(paths.read("f"), Ok(b"old".to_vec()));
+    assert_eq!(paths.create("new", 0o644), erofs);
+    assert_eq!(paths.mkdir("new", 0o755), erofs);
+    assert_eq!(paths.symlink("x", "new"), erofs);
+    assert_eq!(paths.mknod("new", mode::FIFO | 0o644, 0), erofs);
+    assert_eq!(paths.link("f", "new"), erofs);
+    assert_eq!(paths.unlink("f"), erofs);
+    assert_eq!(paths.rmdir("d"), erofs);
+    assert_eq!(paths.rename("f", "new", 0), erofs);
+    assert_eq!(paths.open("f", open::WRONLY, |_, _| Ok(())), erofs);
+    assert_eq!(paths.open("f", open::RDWR, |_, _| Ok(())), erofs);
+    assert_eq!(paths.open("f", open::RDONLY | open::TRUNC, |_, _| Ok(())), erofs);
+    assert_eq!(paths.set_xattr("f", "user.a", b"x"), erofs);
+    for set in [
+        SetAttr { mode: Some(0o600), ..SetAttr::default() },
+        SetAttr { size: Some(0), ..SetAttr::default() },
+        SetAttr { uid: Some(1), ..SetAttr::default() },
+        SetAttr { mtime: Some(crate::vfs::SetTime::Now), ..SetAttr::default() },
+    ] {
+        assert_eq!(paths.set("f", set).map(drop), erofs);
+    }
+    let write =
+        paths.open("f", open::RDONLY, |node, handle| fs.write(node, handle, 0, 1, &mut &b"x"[..], false));
+    assert_eq!(write, Err(Errno::EROFS));
+    let punch = paths.open("f", open::RDONLY, |node, handle| fs.fallocate(node, handle, 0, 1, 0));
+    assert_eq!(punch, erofs);
+    assert_eq!(std::fs::read(dir.path().join("f")).expect("read"), b"old");
+}
+
+#[test]
+fn recorded_owners_need_no_privilege_and_do_not_show() {
+    let options =
+        HostDirOptions { ownership: Ownership::Recorded { uid: 0, gid: 0 }, ..HostDirOptions::default() };
+    let (dir, fs) = served(options);
+    let paths = Paths(&fs);
+    paths.create("f", 0o644).expect("create");
+    paths.symlink("f", "l").expect("symlink");
+    let host = std::fs::metadata(dir.path().join("f")).expect("stat");
+    for name in ["f", "l"] {
+        let set = SetAttr { uid: Some(1000), gid: Some(1001), ..SetAttr::default() };
+        let attr = paths.set(name, set).expect("chown");
+        assert_eq!((attr.uid, attr.gid), (1000, 1001));
+        let attr = paths.attr(name).expect("attr");
+        assert_eq!((attr.uid, attr.gid), (1000, 1001), "{name}");
+    }
+    let set_id = SetAttr { mode: Some(0o6755), ..SetAttr::default() };
+    assert_eq!(paths.set("f", set_id).map(|a| a.mode & mode::PERM), Ok(0o755));
+    assert_eq!(paths.xattrs("f"), Ok(vec![]));
+    assert_eq!(paths.xattr("f", "user.cc.owner"), Err(Errno::ENODATA));
+    assert_eq!(paths.set_xattr("f", "user.cc.owner", b"0:0"), Err(Errno::EPERM));
+    let after = std::fs::metadata(dir.path().join("f")).expect("stat");
+    assert_eq!((after.uid(), after.gid()), (host.uid(), host.gid()));
+    // The record of a file is beside it and outlives us.
+    let again = HostDir::new(dir.path(), options).expect("host dir");
+    assert_eq!(Paths(&again).attr("f").expect("attr").uid, 1000);
+
+    let fixed =
+        HostDirOptions { ownership: Ownership::Fixed { uid: 7, gid: 8 }, ..HostDirOptions::default() };
+    let fixed = HostDir::new(dir.path(), fixed).expect("host dir");
+    let fixed = Paths(&fixed);
+    assert_eq!(fixed.attr("f").map(|a| (a.uid, a.gid)), Ok((7, 8)));
+    assert_eq!(fixed.set("f", SetAttr { uid: Some(0), ..SetAttr::default() }).map(drop), Err(Errno::EPERM));
+}
+
+#[test]
+fn device_nodes_and_foreign_attributes_are_refused() {
+    let (_dir, fs) = served(HostDirOptions::default());
+    let paths = Paths(&fs);
+    assert_eq!(paths.mknod("null", mode::CHAR | 0o666, 0x103), Err(Errno::EPERM));
+    assert_eq!(paths.mknod("disk", mode::BLOCK | 0o666, 0x800), Err(Errno::EPERM));
+    paths.mknod("fifo", mode::FIFO | 0o640, 0).expect("mknod");
+    assert_eq!(paths.attr("fifo").expect("attr").mode, mode::FIFO | 0o640);
+    assert_eq!(paths.open("fifo", open::RDONLY, |_, _| Ok(())), Err(Errno::ENXIO));
+    for name in ["security.capability", "trusted.overlay.opaque", "system.other"] {
+        assert_eq!(paths.set_xattr("fifo", name, b"x"), Err(Errno::EOPNOTSUPP), "{name}");
+    }
+}
+
+#[test]
+fn changes_on_the_host_show_and_replaced_files_are_stale() {
+    let (dir, fs) = served(HostDirOptions { cached_fds: 0, ..HostDirOptions::default() });
+    let paths = Paths(&fs);
+    std::fs::write(dir.path().join("f"), "one").expect("write");
+    let f = paths.resolve("f").expect("resolve");
+    assert_eq!(fs.getattr(f, None).expect("attr").size, 3);
+    std::fs::write(dir.path().join("f"), "longer").expect("write");
+    assert_eq!(fs.getattr(f, None).expect("attr").size, 6);
+    std::fs::write(dir.path().join("g"), "other").expect("write");
+    std::fs::rename(dir.path().join("g"), dir.path().join("f")).expect("rename");
+    assert_eq!(fs.getattr(f, None), Err(Errno::ESTALE));
+    assert_eq!(paths.read("f"), Ok(b"other".to_vec()));
+    paths.drop(f);
+}
+
+#[test]
+fn open_and_unlink_cycles_hold_no_descriptors() {
+    let fds = || std::fs::read_dir("/proc/self/fd").expect("fds").count();
+    let (_dir, fs) = served(HostDirOptions { cached_fds: 16, max_open: 64, ..HostDirOptions::default() });
+    let count = std::env::var("CC_UNLINK_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(5_000u32);
+    let before = fds();
+    for i in 0..count {
+        let text = format!("f{i}");
+        let name = Name::new(text.as_bytes()).expect("name");
+        let (entry, opened) = fs.create(&ROOT, NodeId::ROOT, name, 0o600, open::RDWR).expect("create");
+        fs.write(entry.node, opened.handle, 0, 4, &mut &b"data"[..], false).expect("write");
+        fs.unlink(&ROOT, NodeId::ROOT, name).expect("unlink");
+        // Open and without a name, it still has all.
+        assert_eq!(fs.getattr(entry.node, None).expect("attr").size, 4);
+        assert_eq!(fs.getattr(entry.node, None).expect("attr").nlink, 0);
+        let mut bytes = Vec::new();
+        assert_eq!(fs.read(entry.node, opened.handle, 0, 10, &mut bytes), Ok(4));
+        fs.release(entry.node, opened.handle);
+        fs.forget(entry.node, 1);
+        assert_eq!(fs.getattr(entry.node, None), Err(Errno::ESTALE));
+    }
+    // Other tests open files meanwhile, but not thousands.
+    assert!(fds() < before + 500, "{} {before}", fds());
+    let mut handles = Vec::new();
+    let name = Name::new(b"many").expect("name");
+    let (entry, opened) = fs.create(&ROOT, NodeId::ROOT, name, 0o600, open::RDWR).expect("create");
+    handles.push(opened.handle);
+    let refused = loop {
+        match fs.open(&ROOT, entry.node, open::RDONLY, false) {
+            Ok(opened) => handles.push(opened.handle),
+            Err(e) => break e,
+        }
+    };
+    assert_eq!((refused, handles.len()), (Errno::ENFILE, 64));
+    handles.into_iter().for_each(|h| fs.release(entry.node, h));
+    fs.open(&ROOT, entry.node, open::RDONLY, false).expect("open");
+}

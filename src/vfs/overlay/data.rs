@@ -1,0 +1,565 @@
+//! The content of one regular file: pages of our own over an optional file of a layer.
+//!
+//! Pages are grouped in chunks. For each page, a chunk knows whether it has data of its own (`have`), is a hole that
+//! hides the layer (`hole`), or neither: then the layer's bytes show below `Lower::len`, and beyond it there is a
+//! hole. So a copy-up copies nothing, and a write copies the pages it touches partly.
+
+use std::collections::BTreeMap;
+
+use super::store::Store;
+use crate::vfs::io::{ReadSink, WriteSource};
+use crate::vfs::layer::Layer;
+use crate::vfs::{Errno, Result};
+
+pub(super) const PAGE: u64 = 4096;
+pub(super) const CHUNK: u64 = 16 * PAGE;
+/// The largest file.
+pub(super) const MAX_SIZE: u64 = i64::MAX as u64 & !(CHUNK - 1);
+
+/// The file of a layer that shows through.
+#[derive(Clone, Debug)]
+pub(super) struct Lower {
+    pub(super) layer: Layer,
+    pub(super) inode: u32,
+    /// Bytes from here on are not shown.
+    pub(super) len: u64,
+}
+
+#[derive(Debug, Default)]
+enum Body {
+    #[default]
+    None,
+    /// Shorter than a chunk when the rest is zeros.
+    Memory(Vec<u8>),
+    Slot(u64),
+}
+
+#[derive(Debug, Default)]
+struct Chunk {
+    have: u16,
+    hole: u16,
+    body: Body,
+}
+
+/// Content of a regular file.
+#[derive(Debug, Default)]
+pub(super) struct Data {
+    size: u64,
+    pages: u64,
+    lower: Option<Lower>,
+    chunks: BTreeMap<u64, Chunk>,
+}
+
+fn bit(page: u64) -> u16 {
+    1 << (page % 16)
+}
+
+/// The part of `offset..end` that is in one chunk: the chunk, where in it, how long.
+fn piece(offset: u64, end: u64) -> (u64, u64, u64) {
+    let (chunk, start) = (offset / CHUNK, offset % CHUNK);
+    (chunk, start, (CHUNK - start).min(end - offset))
+}
+
+impl Chunk {
+    /// Makes room for bytes up to `end` of the chunk.
+    fn reserve(&mut self, end: u64, store: &Store) -> Result<()> {
+        match &mut self.body {
+            Body::Slot(_) => Ok(()),
+            Body::Memory(bytes) => {
+                let old = bytes.capacity() as u64;
+                if end <= bytes.len() as u64 {
+                    return Ok(());
+                }
+                let want = if end <= old { old } else { end.next_power_of_two().min(CHUNK) };
+                if want == old || store.take_memory(want - old) {
+                    bytes.reserve_exact(want as usize - bytes.len());
+                    bytes.resize(end as usize, 0);
+                    // `reserve_exact` may give more than asked for; the count is for what was asked.
+                    bytes.shrink_to(want as usize);
+                    return Ok(());
+                }
+                let slot = store.slot()?;
+                if let Err(e) = store.write(slot, 0, bytes) {
+                    store.free_slot(slot);
+                    return Err(e);
+                }
+                store.give_memory(old);
+                self.body = Body::Slot(slot);
+                Ok(())
+            }
+            Body::None => {
+                let want = end.next_power_of_two().clamp(64, CHUNK);
+                if store.take_memory(want) {
+                    let mut bytes = Vec::with_capacity(want as usize);
+                    bytes.resize(end as usize, 0);
+                    self.body = Body::Memory(bytes);
+                } else {
+                    self.body = Body::Slot(store.slot()?);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn write(&mut self, start: u64, len: u64, source: &mut dyn WriteSource, store: &Store) -> Result<()> {
+        match &mut self.body {
+            Body::Memory(bytes) => {
+                let room = bytes.get_mut(start as usize..(start + len) as usize).ok_or(Errno::EIO)?;
+                source.fill(room)
+            }
+            Body::Slot(slot) => {
+                let (file, at) = store.place(*slot)?;
+                let n = source.file(file, at + start, len as usize)?;
+                if n as u64 == len { Ok(()) } else { Err(Errno::ENOSPC) }
+            }
+            Body::None => Err(Errno::EIO),
+        }
+    }
+
+    fn read(&self, start: u64, len: u64, sink: &mut dyn ReadSink, store: &Store) -> Result<()> {
+        match &self.body {
+            Body::Memory(bytes) => {
+                let from = (start as usize).min(bytes.len());
+                let to = ((start + len) as usize).min(bytes.len());
+                sink.data(&bytes[from..to])?;
+                sink.zeros(len as usize - (to - from))
+            }
+            Body::Slot(slot) => {
+                let (file, at) = store.place(*slot)?;
+                let n = sink.file(file, at + start, len as usize)?;
+                if n as u64 == len { Ok(()) } else { Err(Errno::EIO) }
+            }
+            Body::None => sink.zeros(len as usize),
+        }
+    }
+
+    /// Makes a part read as zeros, and drops what has no page any more.
+    fn zero(&mut self, start: u64, len: u64, store: &Store) -> Result<()> {
+        match &mut self.body {
+            Body::Memory(bytes) => {
+                let from = (start as usize).min(bytes.len());
+                let to = ((start + len) as usize).min(bytes.len());
+                bytes[from..to].fill(0);
+                Ok(())
+            }
+            Body::Slot(slot) => store.zero(*slot, start, len),
+            Body::None => Ok(()),
+        }
+    }
+
+    fn drop_body(&mut self, store: &Store) {
+        match std::mem::take(&mut self.body) {
+            Body::Memory(bytes) => store.give_memory(bytes.capacity() as u64),
+            Body::Slot(slot) => store.free_slot(slot),
+            Body::None => {}
+        }
+    }
+}
+
+impl Data {
+    pub(super) fn over(lower: Lower) -> Data {
+        Data { size: lower.len, lower: Some(lower), ..Data::default() }
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Units of 512 bytes taken, those of the layer that show included.
+    pub(super) fn blocks(&self) -> u64 {
+        let mut blocks = self.pages * (PAGE / 512);
+        if let Some(lower) = &self.lower {
+            let index = lower.layer.index();
+            let node = index.inode(lower.inode);
+            let hidden: u64 = self
+                .chunks
+                .range(..lower.len.div_ceil(CHUNK))
+                .map(|(_, c)| u64::from((c.have | c.hole).count_ones()) * (PAGE / 512))
+                .sum();
+            let shown = index.blocks(&node).min(lower.len.div_ceil(512));
+            blocks += shown.saturating_sub(hidden);
+        }
+        blocks
+    }
+
+    fn lower_len(&self) -> u64 {
+        self.lower.as_ref().map_or(0, |l| l.len)
+    }
+
+    /// Whether the page that holds `offset` is the layer's.
+    fn shows_lower(&self, offset: u64) -> bool {
+        let page = offset / PAGE;
+        offset < self.lower_len()
+            && self.chunks.get(&(offset / CHUNK)).is_none_or(|c| (c.have | c.hole) & bit(page) == 0)
+    }
+
+    pub(super) fn read(&self, offset: u64, len: u64, sink: &mut dyn ReadSink, store: &Store) -> Result<u64> {
+        let end = offset.saturating_add(len).min(self.size);
+        let mut at = offset;
+        while at < end {
+            let (chunk, start, mut len) = piece(at, end);
+            let lower_len = self.lower_len();
+            let found = self.chunks.get(&chunk);
+            match found {
+                None if at >= lower_len => sink.zeros(len as usize)?,
+                Some(c) if at >= lower_len => c.read(start, len, sink, store)?,
+                _ => {
+                    // A run of pages of the same kind.
+                    let kind = |page: u64| match found {
+                        Some(c) if c.have & bit(page) != 0 => 0,
+                        Some(c) if c.hole & bit(page) != 0 => 1,
+                        _ => 2,
+                    };
+                    let first = at / PAGE;
+                    let mut page = first + 1;
+                    while page * PAGE < at + len && kind(page) == kind(first) {
+                        page += 1;
+                    }
+                    len = len.min(page * PAGE - at);
+                    match (kind(first), found, &self.lower) {
+                        (0, Some(c), _) => c.read(start, len, sink, store)?,
+                        (2, _, Some(lower)) => {
+                            len = len.min(lower_len - at);
+                            lower.layer.read(lower.inode, at, len as usize, sink)?;
+                        }
+                        _ => sink.zeros(len as usize)?,
+                    }
+                }
+            }
+            at += len;
+        }
+        Ok(end.saturating_sub(offset))
+    }
+
+    /// Writes at most to the end of what fits; an error only when nothing was written.
+    pub(super) fn write(
+        &mut self,
+        offset: u64,
+        len: u64,
+        source: &mut dyn WriteSource,
+        store: &Store,
+    ) -> Result<u64> {
+        let end = offset.checked_add(len).filter(|&end| end <= MAX_SIZE).ok_or(Errno::EFBIG)?;
+        let mut at = offset;
+        while at < end {
+            let (_, _, len) = piece(at, end);
+            match self.write_piece(at, len, source, store) {
+                Ok(()) => at += len,
+                Err(e) if at == offset => return Err(e),
+                Err(_) => break,
+            }
+            self.size = self.size.max(at);
+        }
+        Ok(at - offset)
+    }
+
+    fn write_piece(
+        &mut self,
+        offset: u64,
+        len: u64,
+        source: &mut dyn WriteSource,
+        store: &Store,
+    ) -> Result<()> {
+        let new = self.claim(offset, len, store)?;
+        let (chunk, start, _) = piece(offset, offset + len);
+        let result = match self.chunks.get_mut(&chunk) {
+            Some(c) => c.write(start, len, source, store),
+            None => Err(Errno::EIO),
+        };
+        if result.is_err() {
+            // Pages that were made for this write hold nothing anybody wrote.
+            self.unclaim(chunk, new, store);
+        }
+        result
+    }
+
+    /// Makes the pages of a range (within one chunk) our own, with their old content where the range does not cover
+    /// them. Gives the pages that are new.
+    fn claim(&mut self, offset: u64, len: u64, store: &Store) -> Result<u16> {
+        let (index, start, _) = piece(offset, offset + len);
+        let mut new = 0u16;
+        let have = self.chunks.get(&index).map_or(0, |c| c.have);
+        for page in offset / PAGE..(offset + len).div_ceil(PAGE) {
+            new |= bit(page);
+        }
+        new &= !have;
+        store.take_pages(new.count_ones().into())?;
+        let result = self.fetch(index, offset, len, new, store).and_then(|fetched| {
+            let chunk = self.chunks.entry(index).or_default();
+            let mut end = start + len;
+            for (at, bytes) in &fetched {
+                end = end.max(at + bytes.len() as u64);
+            }
+            chunk.reserve(end, store)?;
+            for (at, bytes) in &fetched {
+                match &mut chunk.body {
+                    Body::Memory(body) => {
+                        let room =
+                            body.get_mut(*at as usize..*at as usize + bytes.len()).ok_or(Errno::EIO)?;
+                        room.copy_from_slice(bytes);
+                    }
+                    Body::Slot(slot) => store.write(*slot, *at, bytes)?,
+                    Body::None => return Err(Errno::EIO),
+                }
+            }
+            chunk.have |= new;
+            Ok(())
+        });
+        match result {
+            Ok(()) => {
+                self.pages += u64::from(new.count_ones());
+                Ok(new)
+            }
+            Err(e) => {
+                store.give_pages(new.count_ones().into());
+                self.tidy(index, store);
+                Err(e)
+            }
+        }
+    }
+
+    /// The layer's bytes for pages in `new` that a write to the range covers only in part.
+    fn fetch(
+        &self,
+        index: u64,
+        offset: u64,
+        len: u64,
+        new: u16,
+        store: &Store,
+    ) -> Result<Vec<(u64, Vec<u8>)>> {
+        let mut fetched = Vec::new();
+        let (first, last) = (offset / PAGE, (offset + len - 1) / PAGE);
+        for page in [first, last] {
+            let covered = offset <= page * PAGE && (page + 1) * PAGE <= offset + len;
+            let again = page == last && first == last && !fetched.is_empty();
+            if new & bit(page) == 0 || covered || again || !self.shows_lower(page * PAGE) {
+                continue;
+            }
+            let mut bytes = Vec::with_capacity(PAGE as usize);
+            let want = PAGE.min(self.lower_len() - page * PAGE);
+            self.read(page * PAGE, want, &mut bytes, store)?;
+            fetched.push((page * PAGE - index * CHUNK, bytes));
+        }
+        Ok(fetched)
+    }
+
+    fn unclaim(&mut self, index: u64, new: u16, store: &Store) {
+        let Some(chunk) = self.chunks.get_mut(&index) else { return };
+        for page in (0..16).filter(|&p| new & bit(p) != 0) {
+            // What cannot be zeroed stays ours, so that no stale bytes show later.
+            if chunk.zero(page * PAGE, PAGE, store).is_ok() {
+                chunk.have &= !bit(page);
+                self.pages -= 1;
+                store.give_pages(1);
+            }
+        }
+        self.tidy(index, store);
+    }
+
+    /// Drops a chunk's body, or the chunk, when nothing needs it.
+    fn tidy(&mut self, index: u64, store: &Store) {
+        if let Some(chunk) = self.chunks.get_mut(&index)
+            && chunk.have == 0
+        {
+            chunk.drop_body(store);
+            if chunk.hole == 0 {
+                self.chunks.remove(&index);
+            }
+        }
+    }
+
+    pub(super) fn truncate(&mut self, size: u64, store: &Store) -> Result<()> {
+        if size > MAX_SIZE {
+            return Err(Errno::EFBIG);
+        }
+        if size < self.size {
+            // The last page's rest must read as zeros when the file grows again.
+            let page_end = size.next_multiple_of(PAGE);
+            if !size.is_multiple_of(PAGE) && !self.shows_lower(size) {
+                let (index, start, _) = piece(size, page_end);
+                if let Some(chunk) = self.chunks.get_mut(&index)
+                    && chunk.have & bit(size / PAGE) != 0
+                {
+                    chunk.zero(start, page_end - size, store)?;
+                }
+            }
+            if let Some(lower) = &mut self.lower {
+                lower.len = lower.len.min(size);
+                if lower.len == 0 {
+                    self.lower = None;
+                }
+            }
+            let last = page_end.div_ceil(CHUNK);
+            for (_, mut chunk) in self.chunks.split_off(&last) {
+                self.pages -= u64::from(chunk.have.count_ones());
+                store.give_pages(chunk.have.count_ones().into());
+                chunk.drop_body(store);
+            }
+            if !page_end.is_multiple_of(CHUNK) {
+                let index = page_end / CHUNK;
+                self.drop_pages(index, page_end % CHUNK, CHUNK - page_end % CHUNK, false, store)?;
+            }
+        }
+        self.size = size;
+        Ok(())
+    }
+
+    /// Turns whole pages of one chunk into holes.
+    fn drop_pages(&mut self, index: u64, start: u64, len: u64, hide: bool, store: &Store) -> Result<()> {
+        if hide && !self.chunks.contains_key(&index) {
+            self.chunks.insert(index, Chunk::default());
+        }
+        let Some(chunk) = self.chunks.get_mut(&index) else { return Ok(()) };
+        let range = start / PAGE..(start + len) / PAGE;
+        let mask = range.fold(0, |mask, page| mask | bit(page));
+        if chunk.have & mask == chunk.have {
+            chunk.drop_body(store);
+        } else if chunk.have & mask != 0 {
+            chunk.zero(start, len, store)?;
+        }
+        let gone = u64::from((chunk.have & mask).count_ones());
+        chunk.have &= !mask;
+        chunk.hole = if hide { chunk.hole | mask } else { chunk.hole & !mask };
+        self.pages -= gone;
+        store.give_pages(gone);
+        self.tidy(index, store);
+        Ok(())
+    }
+
+    /// Makes a range read as zeros: whole pages become holes.
+    pub(super) fn punch(&mut self, offset: u64, len: u64, store: &Store) -> Result<()> {
+        let end = offset.saturating_add(len).min(self.size.next_multiple_of(PAGE));
+        let mut at = offset;
+        while at < end {
+            // Without chunks and layer there is nothing to do until the next chunk.
+            if at >= self.lower_len() {
+                match self.chunks.range(at / CHUNK..).next() {
+                    Some((&next, _)) => at = at.max(next * CHUNK),
+                    None => return Ok(()),
+                }
+                if at >= end {
+                    return Ok(());
+                }
+            }
+            let (index, start, len) = piece(at, end);
+            let whole_start = start.next_multiple_of(PAGE);
+            let whole_end = (start + len) / PAGE * PAGE;
+            if whole_start < whole_end {
+                let hide = index * CHUNK + whole_start < self.lower_len();
+                self.drop_pages(index, whole_start, whole_end - whole_start, hide, store)?;
+            }
+            let head = start..whole_start.min(start + len);
+            let tail = whole_end.max(head.end)..start + len;
+            for part in [head, tail] {
+                let from = index * CHUNK + part.start;
+                if part.is_empty() {
+                    continue;
+                }
+                if self.shows_lower(from) {
+                    self.claim(from, part.end - part.start, store)?;
+                }
+                if let Some(chunk) = self.chunks.get_mut(&index) {
+                    chunk.zero(part.start, part.end - part.start, store)?;
+                }
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Gives every page of a range a place; the content stays.
+    pub(super) fn allocate(&mut self, offset: u64, len: u64, store: &Store) -> Result<()> {
+        let end = offset.checked_add(len).filter(|&end| end <= MAX_SIZE).ok_or(Errno::EFBIG)?;
+        // Ask before a long loop.
+        if len / PAGE > (store.limits.bytes / PAGE).saturating_sub(store.pages()) + self.pages {
+            return Err(Errno::ENOSPC);
+        }
+        let mut at = offset;
+        while at < end {
+            let (index, _, len) = piece(at, end);
+            let mut page = at / PAGE;
+            while page * PAGE < at + len {
+                if !self.shows_lower(page * PAGE) {
+                    let new = self.chunks.get(&index).is_none_or(|c| c.have & bit(page) == 0);
+                    if new {
+                        store.take_pages(1)?;
+                        let chunk = self.chunks.entry(index).or_default();
+                        let end = (page + 1) * PAGE - index * CHUNK;
+                        if let Err(e) = chunk.reserve(end, store) {
+                            store.give_pages(1);
+                            self.tidy(index, store);
+                            return Err(e);
+                        }
+                        chunk.have |= bit(page);
+                        self.pages += 1;
+                    }
+                }
+                page += 1;
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    pub(super) fn grow(&mut self, size: u64) {
+        self.size = self.size.max(size.min(MAX_SIZE));
+    }
+
+    /// The first byte at or after `offset` that is not in a hole.
+    pub(super) fn next_data(&self, offset: u64) -> Option<u64> {
+        let mut at = offset;
+        while at < self.size {
+            let own = self.chunks.range(at / CHUNK..).find_map(|(&index, chunk)| {
+                let first = if index * CHUNK < at { at / PAGE % 16 } else { 0 };
+                let page = (first..16).find(|&p| chunk.have & bit(p) != 0)?;
+                Some((index * CHUNK + page * PAGE).max(at))
+            });
+            let own = own.filter(|&found| found < self.size);
+            let below = match &self.lower {
+                Some(lower) => lower.layer.next_data(lower.inode, at).filter(|&found| found < lower.len),
+                None => None,
+            };
+            match (own, below) {
+                (own, None) => return own,
+                (Some(own), Some(below)) if own <= below => return Some(own),
+                (_, Some(below)) if self.shows_lower(below) => return Some(below),
+                // The layer has data there, but its page is hidden or ours.
+                (_, Some(below)) => at = (below / PAGE + 1) * PAGE,
+            }
+        }
+        None
+    }
+
+    /// The first byte at or after `offset` that is in a hole; the end of the file when there is none.
+    pub(super) fn next_hole(&self, offset: u64) -> u64 {
+        let mut at = offset;
+        while at < self.size {
+            let page = at / PAGE;
+            let own = self.chunks.get(&(at / CHUNK)).is_some_and(|c| c.have & bit(page) != 0);
+            if !own {
+                if !self.shows_lower(at) {
+                    return at;
+                }
+                match &self.lower {
+                    // A hole of the layer's file within a page that shows.
+                    Some(lower) => match lower.layer.next_data(lower.inode, at) {
+                        Some(data) if data == at => {}
+                        _ => return at,
+                    },
+                    None => return at,
+                }
+            }
+            at = (page + 1) * PAGE;
+        }
+        self.size
+    }
+
+    /// Gives everything back.
+    pub(super) fn clear(&mut self, store: &Store) {
+        for chunk in self.chunks.values_mut() {
+            chunk.drop_body(store);
+        }
+        store.give_pages(self.pages);
+        *self = Data::default();
+    }
+}

@@ -1,0 +1,424 @@
+//! The tree of nodes under the lock: finding, making, dropping.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::data::{Data, Lower};
+use super::lower::{Found, Lowers};
+use super::node::{Body, Change, Dir, Node, XattrMap, Xattrs, charge};
+use super::store::Store;
+use crate::vfs::{Attr, Entry, Errno, FileType, NodeId, Result, Time, mode};
+
+/// Nothing changes behind the one client's back.
+const TTL: Duration = Duration::from_secs(3600);
+
+#[derive(Debug)]
+pub(super) struct Tree {
+    nodes: HashMap<u64, Node>,
+    next: u64,
+}
+
+/// A child of a directory: its number, and for one of the layers what it is made of.
+pub(super) struct Child {
+    pub(super) ino: u64,
+    pub(super) kind: FileType,
+    pub(super) found: Option<Found>,
+}
+
+impl Tree {
+    pub(super) fn new(lowers: &Lowers) -> Tree {
+        let dirs = lowers.root_dirs();
+        let mut tree = Tree { nodes: HashMap::new(), next: lowers.end() };
+        // A root nobody describes has the attributes of a fresh directory.
+        let described = dirs.iter().copied().find(|&id| !lowers.inode(id).implicit());
+        let mut root = match described {
+            Some(id) => {
+                from_lower(lowers, NodeId::ROOT.0, &Found { id, kind: FileType::Dir, dirs: dirs.clone() })
+            }
+            None => {
+                let dir = Dir::new(1, dirs.clone(), lowers.positions(&dirs), lowers.subdirs(&dirs));
+                new_node(mode::DIR | 0o755, 0, 0, 2, Body::Dir(Box::new(dir)))
+            }
+        };
+        root.dirty = true;
+        if let Body::Dir(dir) = &mut root.body {
+            dir.parent = NodeId::ROOT.0;
+        }
+        tree.nodes.insert(NodeId::ROOT.0, root);
+        tree
+    }
+
+    pub(super) fn get(&self, ino: u64) -> Result<&Node> {
+        self.nodes.get(&ino).ok_or(Errno::ESTALE)
+    }
+
+    pub(super) fn get_mut(&mut self, ino: u64) -> Result<&mut Node> {
+        self.nodes.get_mut(&ino).ok_or(Errno::ESTALE)
+    }
+
+    pub(super) fn dir(&self, ino: u64) -> Result<&Dir> {
+        match &self.get(ino)?.body {
+            Body::Dir(dir) => Ok(dir),
+            _ => Err(Errno::ENOTDIR),
+        }
+    }
+
+    fn dir_mut(&mut self, ino: u64) -> Result<&mut Dir> {
+        match &mut self.get_mut(ino)?.body {
+            Body::Dir(dir) => Ok(dir),
+            _ => Err(Errno::ENOTDIR),
+        }
+    }
+
+    /// A directory that can take entries.
+    pub(super) fn live_dir(&self, ino: u64) -> Result<&Dir> {
+        let dir = self.dir(ino)?;
+        if self.get(ino)?.nlink == 0 { Err(Errno::ENOENT) } else { Ok(dir) }
+    }
+
+    pub(super) fn child(&self, lowers: &Lowers, parent: u64, name: &[u8]) -> Result<Option<Child>> {
+        let dir = self.dir(parent)?;
+        Ok(match dir.get(name) {
+            Some(Change::Whiteout) => None,
+            Some(Change::Node { ino, kind, .. }) => Some(Child { ino, kind, found: None }),
+            None => lowers.child(&dir.lower, name).map(|found| Child {
+                ino: lowers.ino(found.id),
+                kind: found.kind,
+                found: Some(found),
+            }),
+        })
+    }
+
+    /// Makes sure that a child has its node.
+    pub(super) fn load(&mut self, lowers: &Lowers, parent: u64, child: &Child) -> Result<()> {
+        if self.nodes.contains_key(&child.ino) {
+            return Ok(());
+        }
+        let found = child.found.as_ref().ok_or(Errno::EIO)?;
+        self.nodes.insert(child.ino, from_lower(lowers, parent, found));
+        if child.kind == FileType::Dir {
+            self.adopt(parent);
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, parent: u64) {
+        if let Ok(dir) = self.dir_mut(parent) {
+            dir.children += 1;
+        }
+    }
+
+    fn leave(&mut self, store: &Store, parent: u64) {
+        if let Ok(dir) = self.dir_mut(parent) {
+            dir.children = dir.children.saturating_sub(1);
+        }
+        self.drop_unused(store, parent);
+    }
+
+    /// Takes a lookup count; the caller may hold the lock shared.
+    pub(super) fn entry(&self, ino: u64) -> Result<Entry> {
+        let node = self.get(ino)?;
+        node.lookups.fetch_add(1, Ordering::Relaxed);
+        Ok(Entry { node: NodeId(ino), generation: 0, attr: node.attr(ino), attr_ttl: TTL, entry_ttl: TTL })
+    }
+
+    /// Gives lookup counts back; whether the node may have to go.
+    pub(super) fn give_back(&self, ino: u64, count: u64) -> bool {
+        let Some(node) = self.nodes.get(&ino) else { return false };
+        let before = node
+            .lookups
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| Some(n.saturating_sub(count)));
+        before.is_ok_and(|before| before <= count) && (!node.dirty || node.nlink == 0)
+    }
+
+    /// Drops a node that nobody looks at, when it is as in the layer or has no name left.
+    pub(super) fn drop_unused(&mut self, store: &Store, ino: u64) {
+        // A loop, not a recursion: a directory that goes may have been the last reason to keep its parent.
+        let mut next = Some(ino);
+        while let Some(ino) = next {
+            next = self.drop_one(store, ino);
+        }
+    }
+
+    /// Gives the parent, which may have to go as well.
+    fn drop_one(&mut self, store: &Store, ino: u64) -> Option<u64> {
+        let unused = |node: &Node| {
+            let needed = matches!(&node.body, Body::Dir(dir) if dir.children > 0);
+            !needed && node.lookups.load(Ordering::Relaxed) == 0 && (!node.dirty || node.nlink == 0)
+        };
+        if ino == NodeId::ROOT.0 || !self.nodes.get(&ino).is_some_and(unused) {
+            return None;
+        }
+        let mut node = self.nodes.remove(&ino)?;
+        if node.dirty {
+            store.give_inode();
+        }
+        match &mut node.body {
+            Body::File(data) => data.clear(store),
+            Body::Dir(dir) => store.give_metadata(dir.charged()),
+            Body::Symlink(target) if node.dirty => store.give_metadata(target.len() as u64),
+            _ => {}
+        }
+        if let Xattrs::Own(all) = &node.xattrs {
+            store.give_metadata(all.iter().map(|(n, v)| (n.len() + v.len()) as u64).sum());
+        }
+        let Body::Dir(dir) = &node.body else { return None };
+        if let Ok(parent) = self.dir_mut(dir.parent) {
+            parent.children = parent.children.saturating_sub(1);
+        }
+        Some(dir.parent)
+    }
+
+    /// Marks a node as changed. A removal must not fail and uses `force`.
+    pub(super) fn dirty(&mut self, store: &Store, ino: u64, force: bool) -> Result<&mut Node> {
+        let node = self.get_mut(ino)?;
+        if !node.dirty {
+            if force {
+                store.force_inode();
+            } else {
+                store.take_inode()?;
+            }
+            if let Body::Symlink(target) = &node.body {
+                store.force_metadata(target.len() as u64);
+            }
+            node.dirty = true;
+        }
+        Ok(node)
+    }
+
+    /// Adds a node of the upper; it has no name yet.
+    pub(super) fn add(&mut self, store: &Store, node: Node) -> Result<u64> {
+        store.take_inode()?;
+        if let Body::Symlink(target) = &node.body
+            && let Err(e) = store.take_metadata(target.len() as u64)
+        {
+            store.give_inode();
+            return Err(e);
+        }
+        if let Body::Dir(dir) = &node.body {
+            self.adopt(dir.parent);
+        }
+        let ino = self.next;
+        self.next += 1;
+        self.nodes.insert(ino, node);
+        Ok(ino)
+    }
+
+    /// Puts a name into a directory, in place of what has it.
+    pub(super) fn put_name(
+        &mut self,
+        store: &Store,
+        parent: u64,
+        name: &[u8],
+        ino: u64,
+        kind: FileType,
+    ) -> Result<()> {
+        if self.dir(parent)?.get(name).is_none() {
+            store.take_metadata(charge(name))?;
+        }
+        if let Err(e) = self.dirty(store, parent, false) {
+            if self.dir(parent)?.get(name).is_none() {
+                store.give_metadata(charge(name));
+            }
+            return Err(e);
+        }
+        self.dir_mut(parent)?.put(name, ino, kind);
+        self.changed(parent)
+    }
+
+    /// Takes a name out of a directory. Does not fail for want of room.
+    pub(super) fn remove_name(
+        &mut self,
+        lowers: &Lowers,
+        store: &Store,
+        parent: u64,
+        name: &[u8],
+    ) -> Result<()> {
+        self.dirty(store, parent, true)?;
+        let dir = self.dir_mut(parent)?;
+        let whiteout = lowers.child(&dir.lower, name).is_some();
+        match (dir.get(name).is_some(), whiteout) {
+            (true, false) => store.give_metadata(charge(name)),
+            (false, true) => store.force_metadata(charge(name)),
+            _ => {}
+        }
+        dir.remove(name, whiteout);
+        self.changed(parent)
+    }
+
+    fn changed(&mut self, dir: u64) -> Result<()> {
+        let now = Time::now();
+        let node = self.get_mut(dir)?;
+        node.mtime = now;
+        node.ctime = now;
+        Ok(())
+    }
+
+    pub(super) fn add_subdir(&mut self, parent: u64, by: i32) -> Result<()> {
+        let node = self.get_mut(parent)?;
+        if let Body::Dir(dir) = &mut node.body {
+            dir.subdirs = dir.subdirs.saturating_add_signed(by);
+            if node.nlink > 0 {
+                node.nlink = dir.subdirs.saturating_add(2);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_parent(&mut self, store: &Store, ino: u64, parent: u64) -> Result<()> {
+        let old = std::mem::replace(&mut self.dir_mut(ino)?.parent, parent);
+        self.adopt(parent);
+        self.leave(store, old);
+        Ok(())
+    }
+
+    pub(super) fn is_empty(&self, lowers: &Lowers, ino: u64) -> Result<bool> {
+        let dir = self.dir(ino)?;
+        if dir.has_nodes() {
+            return Ok(false);
+        }
+        let mut empty = true;
+        lowers.list(&dir.lower, 0, &mut |_, name, _| {
+            empty = dir.get(name).is_some();
+            empty
+        });
+        Ok(empty)
+    }
+
+    /// Whether `dir` is `ancestor` or below it.
+    pub(super) fn is_below(&self, mut dir: u64, ancestor: u64) -> Result<bool> {
+        // More steps than nodes would be a circle, which nothing here can make.
+        for _ in 0..=self.nodes.len() {
+            if dir == ancestor {
+                return Ok(true);
+            }
+            if dir == NodeId::ROOT.0 {
+                return Ok(false);
+            }
+            dir = self.dir(dir)?.parent;
+        }
+        Err(Errno::ELOOP)
+    }
+
+    /// One name of the node is gone.
+    pub(super) fn unlinked(&mut self, store: &Store, ino: u64) -> Result<()> {
+        let node = self.dirty(store, ino, true)?;
+        node.nlink = if matches!(node.body, Body::Dir(_)) { 0 } else { node.nlink.saturating_sub(1) };
+        node.ctime = Time::now();
+        self.drop_unused(store, ino);
+        Ok(())
+    }
+}
+
+impl Node {
+    pub(super) fn attr(&self, ino: u64) -> Attr {
+        let (size, blocks) = match &self.body {
+            Body::Dir(_) => (4096, 8),
+            Body::File(data) => (data.size(), data.blocks()),
+            Body::Symlink(target) => (target.len() as u64, 0),
+            Body::Special => (0, 0),
+        };
+        Attr {
+            ino,
+            size,
+            blocks,
+            atime: self.atime,
+            mtime: self.mtime,
+            ctime: self.ctime,
+            mode: self.mode,
+            nlink: self.nlink,
+            uid: self.uid,
+            gid: self.gid,
+            rdev: self.rdev,
+            blksize: 4096,
+        }
+    }
+
+    pub(super) fn kind(&self) -> FileType {
+        FileType::from_mode(self.mode).unwrap_or(FileType::File)
+    }
+
+    /// The attributes as our own map, copied from the layer where they are still there.
+    pub(super) fn own_xattrs(&mut self, lowers: &Lowers, store: &Store) -> Result<&mut XattrMap> {
+        if let Xattrs::Lower(id) = self.xattrs {
+            let mut own = BTreeMap::new();
+            let mut bytes = 0;
+            if let Some(layer) = lowers.layer(id) {
+                for (name, value) in layer.index().xattrs(&layer.index().inode(id.inode)) {
+                    bytes += (name.len() + value.len()) as u64;
+                    own.insert(name.into(), value.into());
+                }
+            }
+            store.take_metadata(bytes)?;
+            self.xattrs = Xattrs::Own(own);
+        }
+        match &mut self.xattrs {
+            Xattrs::Own(own) => Ok(own),
+            Xattrs::Lower(_) => Err(Errno::EIO),
+        }
+    }
+
+    pub(super) fn xattr(&self, lowers: &Lowers, name: &[u8]) -> Option<Box<[u8]>> {
+        match &self.xattrs {
+            Xattrs::Own(own) => own.get(name).cloned(),
+            Xattrs::Lower(id) => {
+                let index = lowers.layer(*id)?.index();
+                index.xattrs(&index.inode(id.inode)).find(|&(n, _)| n == name).map(|(_, value)| value.into())
+            }
+        }
+    }
+}
+
+pub(super) fn new_node(mode: u32, uid: u32, gid: u32, nlink: u32, body: Body) -> Node {
+    let now = Time::now();
+    Node {
+        mode,
+        uid,
+        gid,
+        rdev: 0,
+        nlink,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        lookups: AtomicU64::new(0),
+        dirty: true,
+        xattrs: Xattrs::Own(BTreeMap::new()),
+        body,
+    }
+}
+
+fn from_lower(lowers: &Lowers, parent: u64, found: &Found) -> Node {
+    let record = lowers.inode(found.id);
+    let (mut nlink, mut body) = (lowers.nlink(found.id), Body::Special);
+    if let Some(layer) = lowers.layer(found.id) {
+        match found.kind {
+            FileType::Dir => {
+                let subdirs = lowers.subdirs(&found.dirs);
+                nlink = subdirs.saturating_add(2);
+                let positions = lowers.positions(&found.dirs);
+                body = Body::Dir(Box::new(Dir::new(parent, found.dirs.clone(), positions, subdirs)));
+            }
+            FileType::File => {
+                let lower = Lower { layer: layer.clone(), inode: found.id.inode, len: record.size };
+                body = Body::File(Data::over(lower));
+            }
+            FileType::Symlink => body = Body::Symlink(layer.index().target(&record).into()),
+            _ => {}
+        }
+    }
+    Node {
+        mode: record.mode,
+        uid: record.uid,
+        gid: record.gid,
+        rdev: record.rdev,
+        nlink,
+        atime: record.mtime,
+        mtime: record.mtime,
+        ctime: record.mtime,
+        lookups: AtomicU64::new(0),
+        dirty: false,
+        xattrs: Xattrs::Lower(found.id),
+        body,
+    }
+}
