@@ -9,6 +9,7 @@ use crate::arch::x86_64::{cr0, cr4, efer, rflags, vector};
 
 use super::cpu::{Access, Cpu, Exception};
 use super::op::Stop;
+use super::tlb::Translation;
 
 /// Page-table entry bits.
 mod pte {
@@ -176,7 +177,9 @@ impl Cpu {
         let map = self.walk(va, access)?;
         if let Some((host, page)) = self.ram.host(map.gpa & !4095) {
             let code = self.ram.code_pages().is_code(page);
-            self.tlb.fill(va, host, page, map.readable, map.writable && !code, map.global, map.shift);
+            let (readable, writable) = (map.readable, map.writable && !code);
+            let (global, shift) = (map.global, map.shift);
+            self.tlb.fill(va, Translation { host, page, readable, writable, global, shift });
         }
         Ok(map.gpa)
     }

@@ -30,6 +30,19 @@ const HUGE: u64 = 1 << 61;
 const PAGE: u64 = HUGE - 1;
 const EMPTY: Entry = Entry { read: NONE, write: NONE, addend: 0, page: 0 };
 
+/// Where a linear page leads, and what may be done there without asking again.
+pub(super) struct Translation {
+    /// Host address of the 4 KiB page.
+    pub(super) host: *mut u8,
+    /// Its number in the RAM file.
+    pub(super) page: u32,
+    pub(super) readable: bool,
+    pub(super) writable: bool,
+    pub(super) global: bool,
+    /// Binary logarithm of the size of the guest's page.
+    pub(super) shift: u32,
+}
+
 pub(super) struct Tlb {
     current: *mut Entry,
     contexts: Box<[[Entry; ENTRIES]; 3]>,
@@ -76,19 +89,10 @@ impl Tlb {
         (e.write == va.wrapping_add(len - 1) & !4095).then(|| (va as usize).wrapping_add(e.addend) as *mut u8)
     }
 
-    /// Caches a translation in the current context.
-    pub(super) fn fill(
-        &mut self,
-        va: u64,
-        host_page: *mut u8,
-        page: u32,
-        readable: bool,
-        writable: bool,
-        global: bool,
-        shift: u32,
-    ) {
+    /// Caches the translation of `va`'s page in the current context.
+    pub(super) fn fill(&mut self, va: u64, to: Translation) {
         let tag = va & !4095;
-        let size = match shift {
+        let size = match to.shift {
             12 => 0,
             21 => {
                 let (word, bit) = large_slot(va);
@@ -103,10 +107,10 @@ impl Tlb {
         // SAFETY: as in `entry`.
         let e = unsafe { &mut *self.current.add((va >> 12) as usize & (ENTRIES - 1)) };
         *e = Entry {
-            read: if readable { tag } else { NONE },
-            write: if writable { tag } else { NONE },
-            addend: (host_page as usize).wrapping_sub(tag as usize),
-            page: page as u64 | size | if global { GLOBAL } else { 0 },
+            read: if to.readable { tag } else { NONE },
+            write: if to.writable { tag } else { NONE },
+            addend: (to.host as usize).wrapping_sub(tag as usize),
+            page: to.page as u64 | size | if to.global { GLOBAL } else { 0 },
         };
     }
 

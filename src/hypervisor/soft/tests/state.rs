@@ -118,7 +118,8 @@ fn a_halted_state_stays_halted_elsewhere() {
 
 #[test]
 fn states_that_this_processor_cannot_have_are_refused() {
-    let bad: [(&str, fn(&mut VcpuState)); 8] = [
+    type Spoil = fn(&mut VcpuState);
+    let bad: [(&str, Spoil); 8] = [
         ("no paging", |s| s.cr0 &= !cr0::PG),
         ("no protection", |s| s.cr0 &= !cr0::PE),
         ("no long mode", |s| s.efer &= !efer::LMA),
