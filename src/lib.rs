@@ -62,6 +62,7 @@
 //! | 3 the running computer | [`machine`]: board, run loop, boot; the host's end of the guest protocol |
 //! | 2 hardware the guest sees | [`chipset`]: bus, interrupt controllers, timers, serial port; [`virtio`]: console, sockets, entropy |
 //! | 1 processors | [`hypervisor`]: the interface of all backends, and the software CPU |
+//! | 1 files | [`vfs`]: layers of tar files, an overlay, memory, a host directory; not in a machine yet |
 //! | 0 ground | [`arch`]: processor state; [`memory`]: guest RAM; [`sys`]: the host's clock, entropy, memory |
 //!
 //! A call goes down: `process` writes a message for the program that is PID 1 in the guest, and the
