@@ -87,6 +87,10 @@ fn fpu(out: &mut String, last: Mnemonic, mmx: bool, host: &Outcome, soft: &Outco
     let x87 = undefined::approximate(last) && !undefined::reciprocal(last);
     // C1 of an approximation tells which way it was rounded.
     let mut status = if x87 { !(1 << 9) } else { !0 };
+    // One unit apart on both sides of the smallest normal number, only one of them has underflowed.
+    if x87 && a.st.iter().zip(&b.st).any(|(x, y)| x != y && at_underflow(*x, *y)) {
+        status &= !(1 << 4);
+    }
     let mut tag = !0;
     // An MMX store that faults has already emptied the way for MMX on some processors.
     if matches!(host.fault, Some(f) if matches!(f.vector, vector::PF | vector::GP | vector::SS)) && mmx {
@@ -133,7 +137,14 @@ fn one_ulp(a: (u64, u16), b: (u64, u16)) -> bool {
         let magnitude = (u128::from(v.1 & 0x7fff) << 63 | u128::from(v.0 & !(1 << 63))) as i128;
         if v.1 & 0x8000 != 0 { -magnitude } else { magnitude }
     };
-    a.0 >> 63 == b.0 >> 63 && (flat(a) - flat(b)).abs() <= 1
+    (a.0 >> 63 == b.0 >> 63 || at_underflow(a, b)) && (flat(a) - flat(b)).abs() <= 1
+}
+
+/// The smallest normal 80-bit number and the largest denormal one.
+fn at_underflow(a: (u64, u16), b: (u64, u16)) -> bool {
+    let smallest = |v: (u64, u16)| (v.1 & 0x7fff, v.0) == (1, 1 << 63);
+    let largest = |v: (u64, u16)| (v.1 & 0x7fff, v.0) == (0, u64::MAX >> 1);
+    a.1 >> 15 == b.1 >> 15 && (smallest(a) && largest(b) || smallest(b) && largest(a))
 }
 
 /// Four singles that agree to what the manual promises for both: 1.5 * 2^-12, twice.
