@@ -1,10 +1,9 @@
-//! What PID 1 does before anything else: file systems, kernel modules, name, loopback, limits.
+//! What PID 1 does before anything else: file systems, kernel modules, loopback, limits.
 //!
 //! All of it is best effort. What is missing shows where it is used; a guest without, say, IPv4 still
 //! runs commands. Failures that matter are written to the console.
 //!
-//! `/cc/config` holds `key=value` lines; `hostname` is known. `/cc/modules` names one uncompressed
-//! kernel module a line, in loading order.
+//! `/cc/modules` names one uncompressed kernel module a line, in loading order.
 
 use alloc::ffi::CString;
 use alloc::vec::Vec;
@@ -42,11 +41,6 @@ pub(crate) fn prepare() {
     // Three pipe ends a command; commands get limits of their own.
     let _ = sys::limit_files(65536, 524_288);
     load_modules();
-    let config = read_file(c"/cc/config").unwrap_or_default();
-    let hostname = config.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"hostname="));
-    if let Err(e) = sys::sethostname(hostname.unwrap_or(b"localhost")) {
-        log(format_args!("cannot set the host name: errno {}", e.0));
-    }
     let _ = sys::loopback_up();
 }
 
@@ -86,7 +80,8 @@ fn load_modules() {
     for path in list.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
         let Ok(path) = CString::new(path) else { continue };
         match sys::open(&path, sys::O_RDONLY).and_then(|file| sys::load_module(&file)) {
-            Ok(()) | Err(sys::EEXIST) => {}
+            // It is in the kernel now; what the file takes is RAM.
+            Ok(()) | Err(sys::EEXIST) => drop(sys::files::unlink(&path)),
             Err(e) => log(format_args!("cannot load {}: errno {}", path.to_str().unwrap_or("?"), e.0)),
         }
     }

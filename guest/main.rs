@@ -3,7 +3,8 @@
 //! `build.rs` compiles this with nothing but `rustc`: no standard library, no libc, no crates. It is
 //! one thread around one epoll instance; everything it waits for is non-blocking.
 //!
-//! - [`boot`]: mounts, kernel modules, host name, loopback (only as PID 1 of a guest)
+//! - [`boot`]: mounts, kernel modules, loopback (only as PID 1 of a guest)
+//! - [`root`]: the root that the host gives, in which everything lives from then on
 //! - [`server`]: the connection to the host and the event loop
 //! - [`stream`]: one running command: its pipes and their flow control
 //! - [`spawn`]: starting a process
@@ -26,8 +27,9 @@ mod boot;
 mod heap;
 mod mem;
 #[path = "../src/agent/protocol.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 mod protocol;
+mod root;
 mod server;
 mod spawn;
 mod stream;

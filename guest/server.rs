@@ -11,7 +11,7 @@ use core::ffi::CStr;
 use crate::protocol::{self, Channel, Decoder, Ending, Error, Exited, Message, Spawn};
 use crate::stream::{Context, SEND_HIGH, Stream};
 use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, Errno, Fd};
-use crate::{log, spawn};
+use crate::{log, root, spawn};
 
 const MAX_STREAMS: usize = 1024;
 /// With more than this much unsent, nothing more is read from the host.
@@ -74,6 +74,8 @@ pub(crate) struct Server {
     null: Fd,
     /// Whether this is PID 1 of a machine that is ours.
     machine: bool,
+    /// Whether it has been given a root.
+    rooted: bool,
     host: Host,
     connection: Connection,
     backoff: u64,
@@ -101,6 +103,7 @@ impl Server {
             children,
             null: sys::open(c"/dev/null", sys::O_RDWR)?,
             machine: matches!(link, Link::Machine),
+            rooted: false,
             host: match link {
                 Link::Machine => Host::Vsock,
                 Link::Unix(path) => Host::Unix(path),
@@ -285,8 +288,15 @@ impl Server {
                 Err(e) => Err(e),
             },
             // As a guest of nobody's machine the agent must not touch it.
-            Message::SetTime(_) | Message::Reseed(_) | Message::SetHostname(_) if !self.machine => {
+            Message::SetTime(_) | Message::Reseed(_) | Message::SetHostname(_) | Message::Root(_)
+                if !self.machine =>
+            {
                 Err(sys::EPERM)
+            }
+            Message::Root(_) if self.rooted => Err(sys::EALREADY),
+            Message::Root(root) => {
+                self.rooted = true;
+                root::enter(&root)
             }
             Message::SetTime(ns) => sys::set_wall_clock(ns),
             Message::Reseed(bytes) => sys::reseed(bytes),

@@ -1,6 +1,8 @@
 //! The x86-64 Linux system calls the agent makes, as thin as they go: results are the value or the
 //! errno. Nothing here allocates, so all of it may be used between `vfork` and `exec`.
 
+pub(crate) mod files;
+
 use alloc::vec::Vec;
 use core::arch::asm;
 use core::ffi::CStr;
@@ -64,7 +66,9 @@ mod nr {
     pub(super) const FCNTL: usize = 72;
     pub(super) const CHDIR: usize = 80;
     pub(super) const MKDIR: usize = 83;
+    pub(super) const UNLINK: usize = 87;
     pub(super) const SYMLINK: usize = 88;
+    pub(super) const CHMOD: usize = 90;
     pub(super) const UMASK: usize = 95;
     pub(super) const GETUID: usize = 102;
     pub(super) const SETUID: usize = 105;
@@ -74,10 +78,12 @@ mod nr {
     pub(super) const SETGROUPS: usize = 116;
     pub(super) const GETPGID: usize = 121;
     pub(super) const PRCTL: usize = 157;
+    pub(super) const CHROOT: usize = 161;
     pub(super) const SYNC: usize = 162;
     pub(super) const MOUNT: usize = 165;
     pub(super) const REBOOT: usize = 169;
     pub(super) const SETHOSTNAME: usize = 170;
+    pub(super) const GETDENTS64: usize = 217;
     pub(super) const CLOCK_SETTIME: usize = 227;
     pub(super) const CLOCK_GETTIME: usize = 228;
     pub(super) const EXIT_GROUP: usize = 231;

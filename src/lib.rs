@@ -89,4 +89,4 @@ pub mod sys;
 pub mod vfs;
 pub mod virtio;
 
-pub use instance::{Backend, Error, Instance, InstanceBuilder, Source, Timing};
+pub use instance::{Backend, Error, Instance, InstanceBuilder, Mount, Source, Timing};

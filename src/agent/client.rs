@@ -161,6 +161,11 @@ impl Client {
         self.request(&Message::SetHostname(name.as_bytes()))
     }
 
+    /// Mounts a root, in which everything runs from then on. Once for each guest.
+    pub fn mount_root(&self, root: protocol::Root<'_>) -> io::Result<()> {
+        self.request(&Message::Root(root))
+    }
+
     /// Ends the machine from within: SIGTERM to all processes, SIGKILL after `grace`, file systems
     /// written out. Returns just before the machine ends, or with `Ok` when it ended before the
     /// answer came.

@@ -18,6 +18,11 @@ use alloc::vec::Vec;
 use core::ffi::CStr;
 use core::fmt;
 
+#[path = "protocol/root.rs"]
+mod root;
+
+pub use root::{Mount, Root};
+
 /// Version of this protocol. Both sides must have the same: the library carries its own agent.
 pub const VERSION: u16 = 1;
 /// The vsock port on the host (CID 2) that the agent connects to.
@@ -26,9 +31,9 @@ pub const PORT: u32 = 1024;
 pub const HEADER: usize = 9;
 /// Most bytes in one [`Message::Data`].
 pub const MAX_DATA: usize = 64 * 1024;
-/// Most payload bytes of any frame but [`Message::Spawn`].
+/// Most payload bytes of any frame but [`Message::Spawn`] and [`Message::Root`].
 pub const MAX_PAYLOAD: usize = MAX_DATA + 64;
-/// Most payload bytes of [`Message::Spawn`]: above what a kernel takes as arguments and environment.
+/// Most payload bytes of [`Message::Spawn`] and [`Message::Root`]: above what a kernel takes as arguments and environment.
 pub const MAX_SPAWN: usize = 4 * 1024 * 1024;
 /// Bytes that may be under way on a channel without credit, in either direction.
 pub const WINDOW: u32 = 256 * 1024;
@@ -197,6 +202,8 @@ pub enum Message<'a> {
     SetHostname(&'a [u8]),
     /// Agent: the request of this stream is done; 0 or an errno. The stream is over.
     Reply(i32),
+    /// Host, a request, once: mount a root and live in it.
+    Root(Root<'a>),
 }
 
 mod kind {
@@ -219,6 +226,7 @@ mod kind {
     pub(super) const RESEED: u8 = 17;
     pub(super) const SET_HOSTNAME: u8 = 18;
     pub(super) const REPLY: u8 = 19;
+    pub(super) const ROOT: u8 = 20;
 }
 
 impl<'a> Message<'a> {
@@ -232,6 +240,7 @@ impl<'a> Message<'a> {
                 out.extend_from_slice(&version.to_le_bytes());
             }
             Message::Spawn(spawn) => spawn.encode(out),
+            Message::Root(root) => root.encode(out),
             Message::Spawned(pid) => out.extend_from_slice(&pid.to_le_bytes()),
             Message::SpawnFailed(v) | Message::Signal(v) | Message::Reply(v) => {
                 out.extend_from_slice(&v.to_le_bytes());
@@ -287,6 +296,7 @@ impl<'a> Message<'a> {
             Message::Reseed(_) => kind::RESEED,
             Message::SetHostname(_) => kind::SET_HOSTNAME,
             Message::Reply(_) => kind::REPLY,
+            Message::Root(_) => kind::ROOT,
         }
     }
 
@@ -330,6 +340,7 @@ impl<'a> Message<'a> {
             kind::RESEED => Message::Reseed(r.all()),
             kind::SET_HOSTNAME => Message::SetHostname(r.all()),
             kind::REPLY => Message::Reply(r.i32()?),
+            kind::ROOT => Message::Root(Root::decode(&mut r)?),
             other => return Err(Error::UnknownKind(other)),
         };
         if r.rest.is_empty() { Ok(message) } else { Err(Error::Malformed) }
@@ -480,7 +491,7 @@ impl Decoder {
         let Some((header, rest)) = have.split_first_chunk::<HEADER>() else { return Ok(None) };
         let [l0, l1, l2, l3, s0, s1, s2, s3, kind] = *header;
         let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-        let cap = if kind == kind::SPAWN { MAX_SPAWN } else { MAX_PAYLOAD };
+        let cap = if matches!(kind, kind::SPAWN | kind::ROOT) { MAX_SPAWN } else { MAX_PAYLOAD };
         if len > cap {
             return Err(Error::TooLong);
         }

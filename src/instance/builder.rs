@@ -6,18 +6,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::progress::{Progress, Sink};
-use super::source::Kind;
-use super::{Backend, Error, Instance, Source, Timing};
+use super::root::Root;
+use super::{Backend, Error, Instance, Mount, Source, Timing};
 use crate::agent::{self, Client};
 use crate::machine::boot::cmdline::{CommandLine, Console as KernelConsole};
 use crate::machine::boot::provider::{Kernel, Provider};
 use crate::machine::boot::{initramfs, loader};
 use crate::machine::{Board, BoardConfig, Console, Ending, Machine, PowerSwitch};
 use crate::process::Defaults;
+use crate::vfs::Limits;
 use crate::virtio::vsock::VsockListener;
 
 /// The modules that every machine's kernel needs, where they are not built in.
-const MODULES: &[&str] = &["virtio_mmio", "vmw_vsock_virtio_transport", "virtio_rng", "virtio_console"];
+const MODULES: &[&str] =
+    &["virtio_mmio", "vmw_vsock_virtio_transport", "virtio_rng", "virtio_console", "virtiofs"];
 /// The host's port that the agent connects to.
 const AGENT_PORT: u32 = 1024;
 /// Context ID of the guest. Each machine has sockets of its own, so all can have the same.
@@ -38,6 +40,9 @@ pub struct InstanceBuilder {
     console: Option<Box<dyn Write + Send>>,
     provider: Provider,
     progress: Sink,
+    hostname: Option<String>,
+    mounts: Vec<Mount>,
+    limits: Limits,
 }
 
 impl std::fmt::Debug for InstanceBuilder {
@@ -64,6 +69,9 @@ impl InstanceBuilder {
             console: None,
             provider: Provider::new(),
             progress: Sink::Terminal,
+            hostname: None,
+            mounts: Vec::new(),
+            limits: Limits::default(),
         }
     }
 
@@ -93,6 +101,25 @@ impl InstanceBuilder {
     /// that is slow loses output beyond 1 MiB; it never holds the guest up.
     pub fn console(mut self, writer: impl Write + Send + 'static) -> Self {
         self.console = Some(Box::new(writer));
+        self
+    }
+
+    /// The guest's host name, at most 64 bytes. `cc-` and part of the instance's id unless said otherwise.
+    pub fn hostname(mut self, name: impl Into<String>) -> Self {
+        self.hostname = Some(name.into());
+        self
+    }
+
+    /// Adds a file system besides the root.
+    pub fn mount(mut self, mount: Mount) -> Self {
+        self.mounts.push(mount);
+        self
+    }
+
+    /// Bounds of what the guest may write to its root, and again to each empty mount; see [`Limits`]. What is beyond
+    /// is refused in the guest with `ENOSPC`.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
         self
     }
 
@@ -159,11 +186,12 @@ impl InstanceBuilder {
             });
         }
         let memory = memory_bytes(self.memory_mb)?;
+        let root = Root::new(&self.source, &self.mounts, self.hostname.take(), &self.limits)?;
 
         let begin = Instant::now();
         let kernel = self.progress.during(|report| self.provider.kernel(report))?;
         let fetched = Instant::now();
-        let (machine, listener) = self.machine(memory, &kernel)?;
+        let (machine, listener) = self.machine(memory, &kernel, &root)?;
         let loaded = Instant::now();
 
         let fail = |machine: &Machine, source: std::io::Error| match machine.wait(Some(Duration::ZERO)) {
@@ -181,23 +209,23 @@ impl InstanceBuilder {
             };
             told.set_cause(kind, ending.to_string());
         });
+        root.enter(&client).map_err(|e| fail(&machine, e))?;
         let timing = Timing { fetch: fetched - begin, load: loaded - fetched, boot: loaded.elapsed() };
         tracing::debug!(?timing, release = kernel.release, "machine started");
-        Ok(Instance::from_parts(machine, client, defaults(), timing, self.timeout))
+        Ok(Instance::from_parts(machine, client, defaults(), timing, self.timeout, root.id))
     }
 
     /// Makes the machine and lets it run. The listener is there before the guest can connect.
-    fn machine(&mut self, memory: u64, kernel: &Kernel) -> Result<(Machine, VsockListener), Error> {
+    fn machine(
+        &mut self,
+        memory: u64,
+        kernel: &Kernel,
+        root: &Root,
+    ) -> Result<(Machine, VsockListener), Error> {
         let modules = kernel.modules.resolve(MODULES)?;
-        let Kind::Busybox(busybox) = &self.source.kind;
-        let initramfs = initramfs::build(&initramfs::Contents {
-            agent: agent::BINARY,
-            config: b"",
-            release: &kernel.release,
-            modules: &modules,
-            busybox: Some(busybox),
-            hostname: "cc",
-        })?;
+        let contents =
+            initramfs::Contents { agent: agent::BINARY, release: &kernel.release, modules: &modules };
+        let initramfs = initramfs::build(&contents)?;
         let mut command_line = CommandLine::new(KernelConsole::Serial);
         command_line.dmesg = self.dmesg;
         command_line.extra = std::mem::take(&mut self.kernel_arguments);
@@ -215,8 +243,10 @@ impl InstanceBuilder {
             guest_cid: GUEST_CID,
             serial: console.writer(output),
             console: Box::new(std::io::sink()),
+            file_systems: root.tags(),
             power: power.callback(),
         })?;
+        root.serve(board.file_systems());
         let state = loader::load(
             board.ram(),
             &loader::Boot {

@@ -54,6 +54,26 @@ pub enum Error {
         /// The last kilobytes of the console.
         console: String,
     },
+    /// The root or a mount cannot be had.
+    #[error("cannot use {what} as a file system")]
+    Root {
+        /// What was to be used.
+        what: String,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A host name that cannot be.
+    #[error("a host name is 1 to 64 bytes without NUL")]
+    Hostname,
+    /// A mount that cannot be.
+    #[error("mount {tag:?}: {reason}")]
+    Mount {
+        /// Its tag.
+        tag: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The host refused something the machine needs.
     #[error("{what}")]
     Host {
@@ -76,6 +96,10 @@ impl Error {
             Self::HypervisorUnavailable { .. } => io::ErrorKind::Unsupported,
             Self::Memory { .. } => io::ErrorKind::InvalidInput,
             Self::Boot(_) => io::ErrorKind::Other,
+            Self::Root { source, .. } => {
+                source.downcast_ref::<io::Error>().map_or(io::ErrorKind::InvalidData, io::Error::kind)
+            }
+            Self::Mount { .. } | Self::Hostname => io::ErrorKind::InvalidInput,
             Self::Host { source, .. } => source.kind(),
         }
     }
@@ -114,6 +138,10 @@ impl From<MachineError> for Error {
     fn from(e: MachineError) -> Self {
         match e {
             MachineError::Boot(e) => e.into(),
+            MachineError::Tag(bad) => {
+                let reason = bad.to_string();
+                Self::Mount { tag: bad.0, reason }
+            }
             MachineError::Host(source) => Self::Host { what: "starting the machine", source },
             other => Self::Host { what: "making the machine", source: io::Error::other(other) },
         }

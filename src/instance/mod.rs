@@ -6,7 +6,9 @@
 
 mod builder;
 mod error;
+mod mount;
 mod progress;
+mod root;
 mod source;
 
 use std::ffi::OsStr;
@@ -16,6 +18,7 @@ use std::time::Duration;
 
 pub use builder::InstanceBuilder;
 pub use error::Error;
+pub use mount::Mount;
 pub use progress::Progress;
 pub use source::Source;
 
@@ -89,8 +92,8 @@ impl Instance {
         defaults: Defaults,
         timing: Timing,
         lifetime: Option<Duration>,
+        id: String,
     ) -> Self {
-        let id = format!("{:016x}", crate::sys::random::u64().unwrap_or_default());
         let closed = AtomicBool::new(false);
         Self { machine, client, defaults: Arc::new(defaults), timing, lifetime, id, closed }
     }

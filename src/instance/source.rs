@@ -6,30 +6,27 @@ use std::sync::Arc;
 use super::Error;
 use super::progress::Sink;
 use crate::machine::boot::provider::Provider;
+use crate::machine::boot::userland;
+use crate::vfs::layer::Layer;
+use crate::vfs::{FileSystem, Limits, Overlay};
 
 /// What a machine's file system starts from. Cheap to clone; one source can start any number of
 /// machines.
-#[derive(Clone)]
+///
+/// No machine ever changes its source: what it writes goes to a layer of its own, which ends with it.
+#[derive(Clone, Debug)]
 pub struct Source {
     pub(super) kind: Kind,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) enum Kind {
-    /// The bytes of a static busybox.
-    Busybox(Arc<[u8]>),
-}
-
-impl std::fmt::Debug for Source {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.kind {
-            Kind::Busybox(bytes) => write!(f, "Source::busybox ({} bytes)", bytes.len()),
-        }
-    }
+    /// The layer around a static busybox.
+    Busybox(Layer),
 }
 
 impl Source {
-    /// The built-in userland: a distribution's static busybox with all its applets, in RAM.
+    /// The built-in userland: a distribution's static busybox with all its applets.
     ///
     /// It comes from the cache, the system's package manager or a distribution's CDN, in this
     /// order; `CC_BUSYBOX` names a file to use instead. The first time this downloads some hundred
@@ -49,6 +46,19 @@ impl Source {
 
     fn busybox_from(provider: Provider) -> Result<Self, Error> {
         let bytes = Sink::Terminal.during(|report| provider.busybox(report))?;
-        Ok(Self { kind: Kind::Busybox(bytes.into()) })
+        let layer = userland::layer(&bytes)
+            .map_err(|source| Error::Host { what: "writing the built-in userland", source })?;
+        Ok(Self { kind: Kind::Busybox(layer) })
+    }
+
+    /// A writable file system that starts as this source is, for one machine.
+    pub(super) fn root(&self, limits: Limits) -> Result<Arc<dyn FileSystem>, Error> {
+        match &self.kind {
+            Kind::Busybox(layer) => {
+                let overlay = Overlay::new(vec![layer.clone()], limits)
+                    .map_err(|e| Error::Root { what: "the built-in userland".into(), source: Box::new(e) })?;
+                Ok(Arc::new(overlay))
+            }
+        }
     }
 }

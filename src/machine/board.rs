@@ -29,6 +29,7 @@ use crate::memory::GuestRam;
 use crate::sys::clock::Clock;
 use crate::virtio::console::Console as VirtioConsole;
 use crate::virtio::device::VirtioDevice;
+use crate::virtio::fs::{FsHost, VirtioFs};
 use crate::virtio::mmio::VirtioMmio;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, VsockHost};
@@ -42,6 +43,9 @@ pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// GSI of the first virtio-mmio slot.
 pub const VIRTIO_FIRST_GSI: u32 = 5;
+
+/// Most file systems of one machine: as many as there are interrupts left.
+pub const MAX_FILE_SYSTEMS: usize = 15;
 
 const SERIAL_PORT: u64 = 0x3f8;
 const SERIAL_GSI: u32 = 4;
@@ -62,6 +66,8 @@ pub struct BoardConfig {
     pub serial: Box<dyn Write + Send>,
     /// Takes the output of the virtio console.
     pub console: Box<dyn Write + Send>,
+    /// Tags of the file-system devices, in order; at most [`MAX_FILE_SYSTEMS`].
+    pub file_systems: Vec<String>,
     /// Hears of power off and reset.
     pub power: PowerCallback,
 }
@@ -79,6 +85,7 @@ pub struct Board {
     pub(super) serial: Arc<Uart>,
     pub(super) virtio: Vec<Arc<VirtioMmio>>,
     vsock: VsockHost,
+    file_systems: Vec<FsHost>,
     pub(super) irqchip: Arc<IrqChip>,
     pub(super) timers: Timers,
     pub(super) clock: Arc<Clock>,
@@ -113,8 +120,14 @@ impl Board {
 
         let vsock = Vsock::new(config.guest_cid);
         let host = vsock.host();
-        let devices: [Arc<dyn VirtioDevice>; 3] =
-            [Arc::new(vsock), Arc::new(Rng::new()), Arc::new(VirtioConsole::new(config.console))];
+        let mut devices: Vec<Arc<dyn VirtioDevice>> =
+            vec![Arc::new(vsock), Arc::new(Rng::new()), Arc::new(VirtioConsole::new(config.console))];
+        let mut file_systems = Vec::new();
+        for tag in config.file_systems.iter().take(MAX_FILE_SYSTEMS) {
+            let device = VirtioFs::new(tag, config.cpus)?;
+            file_systems.push(device.host());
+            devices.push(Arc::new(device));
+        }
         let mut virtio = Vec::new();
         let mut slots = Vec::new();
         let free = (VIRTIO_FIRST_GSI..GSIS).filter(|&gsi| gsi != RTC_GSI);
@@ -127,7 +140,8 @@ impl Board {
         }
         let description =
             acpi::Description { cpus: config.cpus as u8, serial_gsi: Some(SERIAL_GSI), virtio: slots };
-        Ok(Self { bus: Arc::new(bus), serial, virtio, vsock: host, irqchip, timers, clock, ram, description })
+        let bus = Arc::new(bus);
+        Ok(Self { bus, serial, virtio, vsock: host, file_systems, irqchip, timers, clock, ram, description })
     }
 
     /// What the ACPI tables are to say.
@@ -138,6 +152,11 @@ impl Board {
     /// Guest RAM.
     pub fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
+    }
+
+    /// The host's side of each file-system device, in the order of [`BoardConfig::file_systems`].
+    pub fn file_systems(&self) -> &[FsHost] {
+        &self.file_systems
     }
 
     /// The host's side of the guest's sockets.

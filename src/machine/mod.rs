@@ -18,7 +18,7 @@ mod run;
 #[cfg(test)]
 mod tests;
 
-pub use board::{Board, BoardConfig, VIRTIO_FIRST_GSI, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
+pub use board::{Board, BoardConfig, MAX_FILE_SYSTEMS, VIRTIO_FIRST_GSI, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
 pub use console::Console;
 pub use ending::Ending;
 pub use run::{Machine, PowerSwitch};
@@ -39,6 +39,9 @@ pub enum MachineError {
     /// Two devices want the same addresses.
     #[error("placing devices")]
     Bus(#[from] crate::chipset::bus::BusError),
+    /// The tag of a file system.
+    #[error(transparent)]
+    Tag(#[from] crate::virtio::fs::BadTag),
     /// Threads or other resources of the host.
     #[error("host resource")]
     Host(#[from] std::io::Error),

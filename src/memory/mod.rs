@@ -6,6 +6,7 @@
 //! that a device overwrote some.
 
 mod code_pages;
+mod file;
 
 use std::fs::File;
 use std::os::fd::FromRawFd;

@@ -8,3 +8,15 @@ pub(crate) mod input;
 pub(crate) mod input;
 pub mod memory;
 pub mod random;
+
+/// Whether this process may give files of the host to anybody.
+#[cfg(unix)]
+pub fn is_privileged() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Whether this process may give files of the host to anybody.
+#[cfg(not(unix))]
+pub fn is_privileged() -> bool {
+    false
+}

@@ -4,7 +4,7 @@
 //! * [`device`]: the interface between that page and a device.
 //! * [`queue`]: virtqueues, read with the suspicion that their contents deserve.
 //! * [`interrupt`]: the interrupt line and the status bits behind it.
-//! * [`console`], [`rng`], [`vsock`]: the devices.
+//! * [`console`], [`fs`], [`rng`], [`vsock`]: the devices.
 //!
 //! A device is *idle* until its driver has set DRIVER_OK, then *active*, and *broken* once the
 //! driver has written something into a queue that no driver may write. A broken device shows
@@ -14,6 +14,7 @@
 
 pub mod console;
 pub mod device;
+pub mod fs;
 pub mod interrupt;
 pub mod mmio;
 pub mod queue;

@@ -290,6 +290,14 @@ impl Chain {
     pub fn head(&self) -> u16 {
         self.head
     }
+    /// Start and length of the buffers that the device may read.
+    pub(crate) fn readable(&self) -> &[(GuestAddress, u32)] {
+        self.buffers.split_at(self.readable.min(self.buffers.len())).0
+    }
+    /// Start and length of the buffers that the device may write.
+    pub(crate) fn writable(&self) -> &[(GuestAddress, u32)] {
+        self.buffers.split_at(self.readable.min(self.buffers.len())).1
+    }
     /// Bytes that the device may read.
     pub fn read_len(&self) -> usize {
         self.read_len
@@ -305,10 +313,9 @@ impl Chain {
     /// # Errors
     /// When guest memory cannot be accessed.
     pub fn read(&self, ram: &GuestRam, offset: usize, data: &mut [u8]) -> Result<usize, QueueError> {
-        let (readable, _) = self.buffers.split_at(self.readable.min(self.buffers.len()));
         let mut rest = &mut data[..];
         let wanted = rest.len();
-        each_part(readable, offset, wanted, |addr, len| {
+        each_part(self.readable(), offset, wanted, |addr, len| {
             let (now, later) = std::mem::take(&mut rest).split_at_mut(len);
             rest = later;
             ram.memory().read_slice(now, addr).map_err(|e| QueueError::Ring(e.to_string()))
@@ -320,9 +327,8 @@ impl Chain {
     /// # Errors
     /// When guest memory cannot be accessed.
     pub fn write(&self, ram: &GuestRam, offset: usize, data: &[u8]) -> Result<usize, QueueError> {
-        let (_, writable) = self.buffers.split_at(self.readable.min(self.buffers.len()));
         let mut rest = data;
-        each_part(writable, offset, data.len(), |addr, len| {
+        each_part(self.writable(), offset, data.len(), |addr, len| {
             let (now, later) = rest.split_at(len);
             rest = later;
             ram.memory().write_slice(now, addr).map_err(|e| QueueError::Ring(e.to_string()))

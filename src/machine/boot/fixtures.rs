@@ -124,7 +124,7 @@ pub(super) fn kernel_tar(prefix: &str, release: &str) -> Vec<u8> {
 pub(super) fn busybox() -> Vec<u8> {
     let mut program = tiny_elf(b"");
     program.extend_from_slice(b"\x01");
-    for name in super::initramfs::applets(b"") {
+    for name in super::applets::applets(b"") {
         program.extend_from_slice(name.as_bytes());
         program.push(0);
     }

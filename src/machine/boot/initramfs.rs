@@ -1,32 +1,25 @@
 //! The first root file system, written in memory as an uncompressed `newc` cpio archive.
 //!
-//! Uncompressed, because unpacking costs the guest more than copying costs the host. What is in it:
+//! Uncompressed, because unpacking costs the guest more than copying costs the host. It has what the agent needs until
+//! it is given the real root, see `guest/root.rs`:
 //!
 //! | path | what |
 //! |---|---|
 //! | `/init` | the agent |
 //! | `/cc/modules` | modules to load, one absolute path a line, in order |
-//! | `/cc/config` | the agent's configuration, opaque here |
 //! | `/lib/modules/<release>/…` | those modules |
-//! | `/bin/busybox` and links | the built-in userland; `/sbin`, `/usr/bin`, `/usr/sbin` lead to `/bin` |
 //! | `/dev/console`, `/dev/null` | for the time before devtmpfs is mounted |
-//! | `/etc/passwd`, `group`, `hosts`, `hostname` | root and nobody, localhost |
-
-mod applets;
 
 use std::collections::HashSet;
 
 use super::BootError;
 use super::modules::Module;
 
-pub use applets::applets;
-
 /// An initramfs is not larger, in bytes.
 const MAX_SIZE: usize = 1 << 30;
 
 const DIRECTORY: u32 = 0o040000;
 const REGULAR: u32 = 0o100000;
-const SYMLINK: u32 = 0o120000;
 const CHARACTER: u32 = 0o020000;
 
 /// What goes into the initramfs of a machine.
@@ -34,49 +27,20 @@ const CHARACTER: u32 = 0o020000;
 pub struct Contents<'a> {
     /// The program that runs as PID 1: a static x86-64 ELF file.
     pub agent: &'a [u8],
-    /// Bytes for `/cc/config`.
-    pub config: &'a [u8],
     /// The kernel's release name.
     pub release: &'a str,
     /// Modules in loading order.
     pub modules: &'a [Module],
-    /// A static busybox, if it is to be the userland.
-    pub busybox: Option<&'a [u8]>,
-    /// The guest's host name.
-    pub hostname: &'a str,
 }
 
 /// Writes the initramfs described in the module's text.
 pub fn build(contents: &Contents<'_>) -> Result<Vec<u8>, BootError> {
     let mut cpio = Cpio::new();
-    for dir in ["bin", "dev", "etc", "lib", "mnt", "opt", "proc", "root", "run", "srv", "sys", "usr", "var"] {
-        cpio.directory(dir, if dir == "root" { 0o700 } else { 0o755 })?;
-    }
-    for dir in ["tmp", "var/tmp"] {
-        cpio.directory(dir, 0o1777)?;
-    }
-    for dir in ["home", "usr/lib", "usr/local/bin", "var/log", "var/lib"] {
+    for dir in ["cc", "dev", "proc", "run", "sys", "tmp"] {
         cpio.directory(dir, 0o755)?;
-    }
-    for (link, target) in
-        [("sbin", "bin"), ("usr/bin", "../bin"), ("usr/sbin", "../bin"), ("var/run", "../run")]
-    {
-        cpio.symlink(link, target)?;
     }
     cpio.device("dev/console", 0o600, 5, 1)?;
     cpio.device("dev/null", 0o666, 1, 3)?;
-
-    let hostname = contents.hostname;
-    cpio.file(
-        "etc/passwd",
-        0o644,
-        b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
-    )?;
-    cpio.file("etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n")?;
-    let hosts = format!("127.0.0.1 localhost {hostname}\n::1 localhost ip6-localhost ip6-loopback\n");
-    cpio.file("etc/hosts", 0o644, hosts.as_bytes())?;
-    cpio.file("etc/hostname", 0o644, format!("{hostname}\n").as_bytes())?;
-
     let mut list = String::new();
     for module in contents.modules {
         let path = format!("lib/modules/{}/{}", contents.release, module.path);
@@ -84,18 +48,7 @@ pub fn build(contents: &Contents<'_>) -> Result<Vec<u8>, BootError> {
         list.push_str(&format!("/{path}\n"));
     }
     cpio.file("cc/modules", 0o644, list.as_bytes())?;
-    cpio.file("cc/config", 0o600, contents.config)?;
     cpio.file("init", 0o755, contents.agent)?;
-
-    if let Some(busybox) = contents.busybox {
-        cpio.file("bin/busybox", 0o755, busybox)?;
-        for name in applets(busybox) {
-            if name != "busybox" {
-                cpio.symlink(&format!("bin/{name}"), "busybox")?;
-            }
-        }
-        cpio.file("etc/os-release", 0o644, b"NAME=busybox\nID=busybox\nPRETTY_NAME=\"busybox\"\n")?;
-    }
     cpio.finish()
 }
 
@@ -121,11 +74,6 @@ impl Cpio {
     /// A regular file with permission bits `mode`.
     pub fn file(&mut self, path: &str, mode: u32, data: &[u8]) -> Result<(), BootError> {
         self.entry(path, REGULAR | mode, (0, 0), data)
-    }
-
-    /// A symbolic link to `target`.
-    pub fn symlink(&mut self, path: &str, target: &str) -> Result<(), BootError> {
-        self.entry(path, SYMLINK | 0o777, (0, 0), target.as_bytes())
     }
 
     /// A character device.

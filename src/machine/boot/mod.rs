@@ -4,7 +4,7 @@
 //!   system's package manager, a distribution's CDN.
 //! * [`image`] turns a kernel file into the ELF `vmlinux` inside it.
 //! * [`modules`] reads module files and puts them in loading order.
-//! * [`initramfs`] writes the first file system.
+//! * [`initramfs`] writes the first file system, [`userland`] the built-in root.
 //! * [`cmdline`] writes the kernel's command line.
 //! * [`acpi`] describes the machine to the kernel.
 //! * [`loader`] lays all of that into guest RAM and gives the first vCPU's state.
@@ -14,6 +14,7 @@
 //! Every failure is a [`BootError`].
 
 pub mod acpi;
+mod applets;
 pub mod cmdline;
 mod error;
 #[cfg(test)]
@@ -23,5 +24,6 @@ pub mod initramfs;
 pub mod loader;
 pub mod modules;
 pub mod provider;
+pub mod userland;
 
 pub use error::{Attempt, BootError};

@@ -342,7 +342,7 @@ fn stock_kernels_from_the_system_load() {
     let cache = std::env::var_os("CC_TEST_CACHE").map_or_else(|| own.path().to_owned(), PathBuf::from);
     let provider = Provider::bare().with_cache_dir(&cache).use_alpine(false);
     let busybox = provider.busybox(&quiet).unwrap();
-    let applets = super::super::initramfs::applets(&busybox);
+    let applets = super::super::applets::applets(&busybox);
     assert!(applets.len() > 200, "{}", applets.len());
     for version in ["6.1", "6.12"] {
         let kernel = provider.clone().with_version(version).kernel(&quiet).unwrap();
@@ -362,14 +362,7 @@ fn load_and_dump(kernel: &Kernel, modules: &[super::super::modules::Module], bus
     use vm_memory::{Bytes, GuestAddress};
     let agent =
         std::env::var_os("CC_TEST_INIT").map_or_else(|| busybox.to_vec(), |p| std::fs::read(p).unwrap());
-    let contents = initramfs::Contents {
-        agent: &agent,
-        config: b"",
-        release: &kernel.release,
-        modules,
-        busybox: Some(busybox),
-        hostname: "test",
-    };
+    let contents = initramfs::Contents { agent: &agent, release: &kernel.release, modules };
     let initramfs = initramfs::build(&contents).unwrap();
     let mut line = cmdline::CommandLine::new(cmdline::Console::Serial);
     line.dmesg = true;

@@ -111,7 +111,7 @@ const COMMON: [&str; 96] = [
 ];
 
 /// The applets of the busybox program `binary`, ascending.
-pub fn applets(binary: &[u8]) -> Vec<&str> {
+pub(super) fn applets(binary: &[u8]) -> Vec<&str> {
     let mut at = 0;
     while at < binary.len() {
         let (names, next) = sorted_run(binary, at);
@@ -154,4 +154,39 @@ fn sorted_run(binary: &[u8], at: usize) -> (Vec<&str>, usize) {
 
 fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"[-_.".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn applets_are_found_between_other_strings() {
+        let names = applets(b"");
+        assert!(names.contains(&"sh") && names.is_sorted());
+        // Another sorted list, a long word, then the table with one name more.
+        let mut program = b"\x7fELF zebra\0apple\0banana\0".to_vec();
+        program.extend_from_slice(&[b'x'; 100]);
+        program.extend_from_slice(b"\0\x01");
+        for name in names.iter().chain(&["zcip"]) {
+            program.extend_from_slice(name.as_bytes());
+            program.push(0);
+        }
+        program.extend_from_slice(b"\x02\x03 Usage: \0");
+        let found = applets(&program);
+        assert_eq!(found.last(), Some(&"zcip"));
+        assert_eq!(found[..found.len() - 1], names);
+    }
+
+    #[test]
+    fn applets_are_what_busybox_itself_lists() {
+        let path = std::path::Path::new("/bin/busybox");
+        let Ok(binary) = std::fs::read(path) else {
+            eprintln!("skipped: no {}", path.display());
+            return;
+        };
+        let list = std::process::Command::new(path).arg("--list").output().unwrap();
+        let list = String::from_utf8(list.stdout).unwrap();
+        assert_eq!(applets(&binary), list.lines().collect::<Vec<_>>());
+    }
 }

@@ -1,0 +1,90 @@
+//! What a guest's root is to be.
+
+extern crate alloc;
+
+use alloc::vec::Vec;
+use core::ffi::CStr;
+
+use super::{Error, Reader, put_str};
+
+/// Most files that are put over a root's own.
+const MAX_FILES: usize = 64;
+/// Most file systems mounted in a root.
+const MAX_MOUNTS: usize = 64;
+
+/// A root for the guest, in which everything runs from then on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root<'a> {
+    /// Tag of the virtio-fs device that has it.
+    pub tag: &'a CStr,
+    /// Whether it is mounted read-only.
+    pub read_only: bool,
+    /// Host name.
+    pub hostname: &'a CStr,
+    /// A directory to make if it is not there: where commands start.
+    pub directory: Option<&'a CStr>,
+    /// Files that are seen instead of the root's own: absolute path and contents.
+    pub files: Vec<(&'a CStr, &'a [u8])>,
+    /// What is mounted in it, in order.
+    pub mounts: Vec<Mount<'a>>,
+}
+
+/// A file system to mount in the root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mount<'a> {
+    /// Tag of the virtio-fs device.
+    pub tag: &'a CStr,
+    /// Absolute path, made if it is not there.
+    pub target: &'a CStr,
+    /// Whether it is mounted read-only.
+    pub read_only: bool,
+}
+
+impl<'a> Root<'a> {
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        out.push(u8::from(self.read_only) | u8::from(self.directory.is_some()) << 1);
+        put_str(self.tag, out);
+        put_str(self.hostname, out);
+        if let Some(directory) = self.directory {
+            put_str(directory, out);
+        }
+        out.extend_from_slice(&(self.files.len() as u32).to_le_bytes());
+        for (path, contents) in &self.files {
+            put_str(path, out);
+            out.extend_from_slice(&(contents.len() as u32).to_le_bytes());
+            out.extend_from_slice(contents);
+        }
+        out.extend_from_slice(&(self.mounts.len() as u32).to_le_bytes());
+        for mount in &self.mounts {
+            out.push(u8::from(mount.read_only));
+            put_str(mount.tag, out);
+            put_str(mount.target, out);
+        }
+    }
+
+    pub(super) fn decode(r: &mut Reader<'a>) -> Result<Self, Error> {
+        let flags = r.u8()?;
+        if flags & !3 != 0 {
+            return Err(Error::Malformed);
+        }
+        let (tag, hostname) = (r.string()?, r.string()?);
+        let directory = if flags & 2 != 0 { Some(r.string()?) } else { None };
+        let files = r.list(9, |r| {
+            let path = r.string()?;
+            let len = r.u32()? as usize;
+            Ok((path, r.bytes(len)?))
+        })?;
+        let mounts = r.list(11, |r| {
+            let read_only = match r.u8()? {
+                0 => false,
+                1 => true,
+                _ => return Err(Error::Malformed),
+            };
+            Ok(Mount { read_only, tag: r.string()?, target: r.string()? })
+        })?;
+        if files.len() > MAX_FILES || mounts.len() > MAX_MOUNTS {
+            return Err(Error::TooLong);
+        }
+        Ok(Root { tag, read_only: flags & 1 != 0, hostname, directory, files, mounts })
+    }
+}

@@ -1,0 +1,95 @@
+//! The file systems of one machine, and how its agent is told to live in them.
+
+use std::ffi::CString;
+use std::io;
+use std::sync::Arc;
+
+use super::{Error, Mount, Source};
+use crate::agent::{Client, protocol};
+use crate::machine::MAX_FILE_SYSTEMS;
+use crate::vfs::{FileSystem, Limits};
+use crate::virtio::fs::{Caching, FsHost};
+
+/// The tag of the root.
+const ROOT: &str = "cc-root";
+/// Longest host name of Linux.
+const MAX_HOSTNAME: usize = 64;
+
+/// What a machine is served, before it runs.
+pub(super) struct Root {
+    /// The machine's name, 16 hexadecimal digits.
+    pub(super) id: String,
+    hostname: CString,
+    served: Vec<(String, Arc<dyn FileSystem>, Caching)>,
+    mounts: Vec<(CString, CString, bool)>,
+    directory: Option<CString>,
+}
+
+impl Root {
+    /// Opens the source and all mounts.
+    pub(super) fn new(
+        source: &Source,
+        mounts: &[Mount],
+        hostname: Option<String>,
+        limits: &Limits,
+    ) -> Result<Self, Error> {
+        let id = format!("{:016x}", crate::sys::random::u64().unwrap_or_default());
+        let hostname = hostname.unwrap_or_else(|| format!("cc-{}", id.get(..8).unwrap_or(&id)));
+        let hostname = CString::new(hostname).ok().filter(|h| (1..=MAX_HOSTNAME).contains(&h.count_bytes()));
+        let hostname = hostname.ok_or(Error::Hostname)?;
+        let mut served = vec![(ROOT.to_owned(), source.root(limits.clone())?, Caching::Private)];
+        let mut places = Vec::new();
+        for mount in mounts {
+            let bad = |reason: &str| Error::Mount { tag: mount.tag.clone(), reason: reason.to_owned() };
+            if served.iter().any(|(tag, ..)| *tag == mount.tag) {
+                return Err(bad("the tag is taken"));
+            }
+            if served.len() == MAX_FILE_SYSTEMS {
+                return Err(bad("a machine has room for 14 mounts"));
+            }
+            let (fs, caching) = mount.file_system(limits.clone())?;
+            served.push((mount.tag.clone(), fs, caching));
+            let string = |s: &str| CString::new(s).map_err(|_| bad("NUL in a name"));
+            places.push((string(&mount.tag)?, string(&mount.target)?, !mount.writable));
+        }
+        Ok(Self { id, hostname, served, mounts: places, directory: None })
+    }
+
+    /// The tags of all file systems, in the order of the devices.
+    pub(super) fn tags(&self) -> Vec<String> {
+        self.served.iter().map(|(tag, ..)| tag.clone()).collect()
+    }
+
+    /// Puts the file systems behind their devices.
+    pub(super) fn serve(&self, devices: &[FsHost]) {
+        for (device, (_, fs, caching)) in devices.iter().zip(&self.served) {
+            device.serve(fs.clone(), *caching);
+        }
+    }
+
+    /// Has the guest mount them and live in the root.
+    pub(super) fn enter(&self, client: &Client) -> io::Result<()> {
+        let tag = CString::new(ROOT).unwrap_or_default();
+        let name = self.hostname.to_string_lossy();
+        let hosts =
+            format!("127.0.0.1\tlocalhost {name}\n::1\tlocalhost ip6-localhost ip6-loopback {name}\n");
+        let mounts = self
+            .mounts
+            .iter()
+            .map(|(tag, target, read_only)| protocol::Mount { tag, target, read_only: *read_only })
+            .collect();
+        let line = format!("{name}\n");
+        client.mount_root(protocol::Root {
+            tag: &tag,
+            read_only: false,
+            hostname: &self.hostname,
+            directory: self.directory.as_deref(),
+            files: vec![
+                (c"/etc/hostname", line.as_bytes()),
+                (c"/etc/hosts", hosts.as_bytes()),
+                (c"/etc/resolv.conf", b"# This machine has no network.\n"),
+            ],
+            mounts,
+        })
+    }
+}
