@@ -5,6 +5,7 @@
 //! vfs_mount memory MOUNTPOINT
 //! vfs_mount dir DIRECTORY MOUNTPOINT
 //! vfs_mount layers LAYER.tar... MOUNTPOINT
+//! vfs_mount over DIRECTORY MOUNTPOINT
 //! ```
 //! It runs until the mount is undone (`umount MOUNTPOINT`).
 
@@ -42,7 +43,7 @@ mod linux {
     };
 
     pub(crate) fn main() -> Result<(), Box<dyn Error>> {
-        let usage = "usage: vfs_mount memory|dir DIRECTORY|layers LAYER.tar... MOUNTPOINT";
+        let usage = "usage: vfs_mount memory|dir DIRECTORY|layers LAYER.tar...|over DIRECTORY MOUNTPOINT";
         let mut args: Vec<String> = std::env::args().skip(1).collect();
         let mountpoint = args.pop().ok_or(usage)?;
         let words: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -60,6 +61,11 @@ mod linux {
                 }
                 Box::new(Overlay::new(layers, Limits::default())?)
             }
+            ["over", path] => Box::new(Overlay::over_directory(
+                Path::new(path),
+                HostDirOptions::default(),
+                Limits::default(),
+            )?),
             _ => return Err(usage.into()),
         };
         let mut config = Config::default();

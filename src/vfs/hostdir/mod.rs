@@ -27,7 +27,7 @@ use std::time::Duration;
 use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 
 use self::nodes::{Key, Nodes};
-use super::{Attr, Entry, Errno, Handle, NodeId, Result, Time, makedev};
+use super::{Attr, Entry, Errno, FileType, Handle, NodeId, Result, Time, makedev};
 
 /// How owners of files look, and what changing them does.
 ///
@@ -53,6 +53,9 @@ pub enum Ownership {
         /// Group of files without a record.
         gid: u32,
     },
+    /// What belongs to the user or the group of this process is shown as 0, and 0 is kept as that; other owners are
+    /// as on the host. So a tree that its user has unpacked looks as if root had.
+    UserAsRoot,
 }
 
 /// How to serve a host directory.
@@ -233,7 +236,42 @@ impl HostDir {
     fn reopen(&self, fd: &OwnedFd, flags: OFlags) -> Result<File> {
         let path = proc_path(fd);
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-        self.with_room(|| fs::open(path.as_str(), flags, Mode::empty())).map(File::from)
+        self.quietly(flags, |flags| fs::open(path.as_str(), flags, Mode::empty())).map(File::from)
+    }
+
+    /// Opens with `open`; of what is read-only, not even the time of the last access changes, where the host lets us.
+    fn quietly(
+        &self,
+        flags: OFlags,
+        open: impl Fn(OFlags) -> rustix::io::Result<OwnedFd>,
+    ) -> Result<OwnedFd> {
+        if self.options.read_only {
+            // Only the owner may ask for it.
+            match self.with_room(|| open(flags | OFlags::NOATIME)) {
+                Err(Errno::EPERM) => {}
+                other => return other,
+            }
+        }
+        self.with_room(|| open(flags))
+    }
+
+    /// For an overlay above: how long clients may cache.
+    pub(in crate::vfs) fn cache(&self) -> Duration {
+        self.options.cache
+    }
+
+    /// For an overlay above: whether any lookup of the node is left.
+    pub(in crate::vfs) fn knows(&self, node: NodeId) -> bool {
+        lock(&self.nodes).key(node.0).is_some()
+    }
+
+    /// For an overlay above: a descriptor to read a node's content from.
+    pub(in crate::vfs) fn open_to_read(&self, node: NodeId) -> Result<File> {
+        let fd = self.fd(node)?;
+        match FileType::from_mode(u32::from(stat(&*fd)?.stx_mode)) {
+            Some(FileType::File) => self.reopen(&fd, OFlags::RDONLY),
+            _ => Err(Errno::EINVAL),
+        }
     }
 
     fn add_handle(&self, file: File) -> Result<Handle> {

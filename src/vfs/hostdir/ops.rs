@@ -18,6 +18,7 @@ use crate::vfs::{
     Opened, ReadSink, Result, Seek, SetAttr, SetTime, StatFs, WriteSource, falloc, mode, open, rename,
 };
 
+const CAPABILITY: &[u8] = b"security.capability";
 const MAX_XATTR: usize = 64 << 10;
 const MAX_COPY: u64 = 64 << 20;
 /// `UTIME_NOW` and `UTIME_OMIT` of `utimensat(2)`.
@@ -133,17 +134,35 @@ impl HostDir {
         cookie: u64,
         each: &mut dyn FnMut(DirEntry<'_>) -> Result<bool>,
     ) -> Result<()> {
+        self.list_dir(node, &*self.file(handle)?, cookie, each)
+    }
+
+    /// For an overlay above: lists a directory without a handle.
+    pub(in crate::vfs) fn list_node(
+        &self,
+        node: NodeId,
+        cookie: u64,
+        each: &mut dyn FnMut(DirEntry<'_>) -> Result<bool>,
+    ) -> Result<()> {
+        self.list_dir(node, &*self.fd(node)?, cookie, each)
+    }
+
+    fn list_dir(
+        &self,
+        node: NodeId,
+        dir: impl AsFd,
+        cookie: u64,
+        each: &mut dyn FnMut(DirEntry<'_>) -> Result<bool>,
+    ) -> Result<()> {
         check_offset(cookie)?;
-        let dir = self.file(handle)?;
-        let status = stat(&*dir)?;
+        let status = stat(&dir)?;
         if u32::from(status.stx_mode) & mode::FMT != mode::DIR {
             return Err(Errno::ENOTDIR);
         }
         let dev = super::device(status.stx_dev_major, status.stx_dev_minor);
         // Each call has its own position: two calls on one handle must not disturb each other.
-        let own = self.with_room(|| {
-            fs::openat(&*dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        })?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let own = self.quietly(flags, |flags| fs::openat(&dir, ".", flags, Mode::empty()))?;
         fs::seek(&own, SeekFrom::Start(cookie)).map_err(errno)?;
         let mut buffer = [MaybeUninit::<u8>::uninit(); 32 << 10];
         let mut entries = RawDir::new(&own, &mut buffer);
@@ -184,6 +203,45 @@ impl HostDir {
             }
         }
         Ok(())
+    }
+}
+
+impl HostDir {
+    fn host_xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
+        let mut value = vec![0; MAX_XATTR];
+        let len = fs::getxattr(proc_path(&*self.fd(node)?), name, &mut value[..]).map_err(errno)?;
+        value.truncate(len);
+        Ok(value)
+    }
+
+    fn host_xattrs(&self, node: NodeId) -> Result<Vec<u8>> {
+        let mut names = vec![0; MAX_XATTR];
+        let len = fs::listxattr(proc_path(&*self.fd(node)?), &mut names[..]).map_err(errno)?;
+        names.truncate(len);
+        Ok(names)
+    }
+
+    /// For an overlay above: an attribute it shows, capabilities of programs among them. They take effect only in
+    /// front of the client, so that nothing of the host depends on them.
+    pub(in crate::vfs) fn lower_xattr(&self, node: NodeId, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        if check_xattr(name).is_err() && name != CAPABILITY {
+            return Ok(None);
+        }
+        match self.host_xattr(node, name) {
+            Ok(value) => Ok(Some(value)),
+            Err(Errno::ENODATA | Errno::EOPNOTSUPP) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The attributes that [`lower_xattr`](Self::lower_xattr) gives.
+    pub(in crate::vfs) fn lower_xattrs(&self, node: NodeId) -> Result<Vec<Box<[u8]>>> {
+        let names = match self.host_xattrs(node) {
+            Err(Errno::EOPNOTSUPP) => return Ok(Vec::new()),
+            other => other?,
+        };
+        let shown = |name: &&[u8]| check_xattr(name).is_ok() || *name == CAPABILITY;
+        Ok(names.split(|&b| b == 0).filter(shown).map(Box::from).collect())
     }
 }
 
@@ -566,18 +624,12 @@ impl FileSystem for HostDir {
             Err(Errno::EPERM | Errno::EOPNOTSUPP) => return Err(Errno::ENODATA),
             other => other?,
         }
-        let mut value = vec![0; MAX_XATTR];
-        let len = fs::getxattr(proc_path(&*self.fd(node)?), name, &mut value[..]).map_err(errno)?;
-        value.truncate(len);
-        Ok(value)
+        self.host_xattr(node, name)
     }
 
     fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
-        let mut names = vec![0; MAX_XATTR];
-        let len = fs::listxattr(proc_path(&*self.fd(node)?), &mut names[..]).map_err(errno)?;
-        names.truncate(len);
         let mut served = Vec::new();
-        for name in names.split_inclusive(|&b| b == 0) {
+        for name in self.host_xattrs(node)?.split_inclusive(|&b| b == 0) {
             if check_xattr(name.strip_suffix(b"\0").unwrap_or(name)).is_ok() {
                 served.extend_from_slice(name);
             }

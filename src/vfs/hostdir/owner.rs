@@ -3,6 +3,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::fs::{self, AtFlags, Gid, Statx, Uid, XattrFlags};
+use rustix::process::{getegid, geteuid};
 
 use super::nodes::Key;
 use super::{HostDir, Ownership, errno, lock, proc_path};
@@ -23,6 +24,10 @@ impl HostDir {
         match self.options.ownership {
             Ownership::AsIs => (status.stx_uid, status.stx_gid),
             Ownership::Fixed { uid, gid } => (uid, gid),
+            Ownership::UserAsRoot => {
+                let shown = |id, ours| if id == ours { 0 } else { id };
+                (shown(status.stx_uid, geteuid().as_raw()), shown(status.stx_gid, getegid().as_raw()))
+            }
             Ownership::Recorded { uid, gid } => {
                 if let Some(&owner) = lock(&self.owners).get(&Key::of(status)) {
                     return owner;
@@ -45,8 +50,10 @@ impl HostDir {
             return Err(Errno::EINVAL);
         }
         match self.options.ownership {
-            Ownership::AsIs => {
-                let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+            Ownership::AsIs | Ownership::UserAsRoot => {
+                let ours = self.options.ownership == Ownership::UserAsRoot;
+                let uid = uid.map(|id| if ours && id == 0 { geteuid() } else { Uid::from_raw(id) });
+                let gid = gid.map(|id| if ours && id == 0 { getegid() } else { Gid::from_raw(id) });
                 fs::chownat(fd, "", uid, gid, AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW).map_err(errno)
             }
             Ownership::Fixed { .. } if (new_uid, new_gid) == (old_uid, old_gid) => Ok(()),
@@ -82,7 +89,11 @@ impl HostDir {
         }
         let gid = (!keep_group).then_some(caller.gid);
         match self.chown(fd, Some(caller.uid), gid) {
-            Err(Errno::EPERM) if self.options.ownership == Ownership::AsIs => Ok(()),
+            Err(Errno::EPERM)
+                if matches!(self.options.ownership, Ownership::AsIs | Ownership::UserAsRoot) =>
+            {
+                Ok(())
+            }
             other => other,
         }
     }

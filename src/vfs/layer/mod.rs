@@ -91,4 +91,14 @@ impl Layer {
             }
         }
     }
+
+    /// The end of the data at `offset`.
+    pub(crate) fn next_hole(&self, inode: u32, offset: u64) -> u64 {
+        let node = self.index.inode(inode);
+        let mut at = offset;
+        while let Slot::Data { len, .. } = self.index.slot(&node, at) {
+            at = at.saturating_add(len);
+        }
+        at
+    }
 }

@@ -5,7 +5,9 @@
 //! hole. So a copy-up copies nothing, and a write copies the pages it touches partly.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use super::directory::HostNode;
 use super::store::Store;
 use crate::vfs::io::{ReadSink, WriteSource};
 use crate::vfs::layer::Layer;
@@ -16,13 +18,49 @@ pub(super) const CHUNK: u64 = 16 * PAGE;
 /// The largest file.
 pub(super) const MAX_SIZE: u64 = i64::MAX as u64 & !(CHUNK - 1);
 
-/// The file of a layer that shows through.
+/// The lower file that shows through.
 #[derive(Clone, Debug)]
 pub(super) struct Lower {
-    pub(super) layer: Layer,
-    pub(super) inode: u32,
+    pub(super) file: LowerFile,
     /// Bytes from here on are not shown.
     pub(super) len: u64,
+    /// Units of 512 bytes that the whole file takes.
+    pub(super) blocks: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum LowerFile {
+    Layer(Layer, u32),
+    Host(Arc<HostNode>),
+}
+
+impl Lower {
+    fn read(&self, offset: u64, len: usize, sink: &mut dyn ReadSink) -> Result<()> {
+        let n = match &self.file {
+            LowerFile::Layer(layer, inode) => layer.read(*inode, offset, len, sink)?,
+            LowerFile::Host(host) => host.read(offset, len, sink)?,
+        };
+        // A file that has become shorter behind our back must not pass as an end of file.
+        if n == len { Ok(()) } else { Err(Errno::EIO) }
+    }
+
+    /// The first data at or after `offset`.
+    fn next_data(&self, offset: u64) -> Option<u64> {
+        match &self.file {
+            LowerFile::Layer(layer, inode) => layer.next_data(*inode, offset),
+            LowerFile::Host(host) => host.next_data(offset),
+        }
+        .filter(|&at| at < self.len)
+    }
+
+    /// The end of the data at `offset`.
+    fn next_hole(&self, offset: u64) -> u64 {
+        match &self.file {
+            LowerFile::Layer(layer, inode) => layer.next_hole(*inode, offset),
+            LowerFile::Host(host) => host.next_hole(offset).unwrap_or(self.len),
+        }
+        .min(self.len)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -169,14 +207,12 @@ impl Data {
     pub(super) fn blocks(&self) -> u64 {
         let mut blocks = self.pages * (PAGE / 512);
         if let Some(lower) = &self.lower {
-            let index = lower.layer.index();
-            let node = index.inode(lower.inode);
             let hidden: u64 = self
                 .chunks
                 .range(..lower.len.div_ceil(CHUNK))
                 .map(|(_, c)| u64::from((c.have | c.hole).count_ones()) * (PAGE / 512))
                 .sum();
-            let shown = index.blocks(&node).min(lower.len.div_ceil(512));
+            let shown = lower.blocks.min(lower.len.div_ceil(512));
             blocks += shown.saturating_sub(hidden);
         }
         blocks
@@ -220,7 +256,7 @@ impl Data {
                         (0, Some(c), _) => c.read(start, len, sink, store)?,
                         (2, _, Some(lower)) => {
                             len = len.min(lower_len - at);
-                            lower.layer.read(lower.inode, at, len as usize, sink)?;
+                            lower.read(at, len as usize, sink)?;
                         }
                         _ => sink.zeros(len as usize)?,
                     }
@@ -516,7 +552,7 @@ impl Data {
             });
             let own = own.filter(|&found| found < self.size);
             let below = match &self.lower {
-                Some(lower) => lower.layer.next_data(lower.inode, at).filter(|&found| found < lower.len),
+                Some(lower) => lower.next_data(at),
                 None => None,
             };
             match (own, below) {
@@ -533,6 +569,8 @@ impl Data {
     /// The first byte at or after `offset` that is in a hole; the end of the file when there is none.
     pub(super) fn next_hole(&self, offset: u64) -> u64 {
         let mut at = offset;
+        // Up to here the lower file is known to have data.
+        let mut below = 0;
         while at < self.size {
             let page = at / PAGE;
             let own = self.chunks.get(&(at / CHUNK)).is_some_and(|c| c.have & bit(page) != 0);
@@ -540,13 +578,13 @@ impl Data {
                 if !self.shows_lower(at) {
                     return at;
                 }
-                match &self.lower {
-                    // A hole of the layer's file within a page that shows.
-                    Some(lower) => match lower.layer.next_data(lower.inode, at) {
-                        Some(data) if data == at => {}
-                        _ => return at,
-                    },
-                    None => return at,
+                let Some(lower) = &self.lower else { return at };
+                if at >= below {
+                    // A hole of the lower file within a page that shows.
+                    if lower.next_data(at) != Some(at) {
+                        return at;
+                    }
+                    below = lower.next_hole(at);
                 }
             }
             at = (page + 1) * PAGE;

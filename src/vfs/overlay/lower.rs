@@ -20,7 +20,7 @@ pub(super) struct LowerId {
 
 /// What a name means.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
+pub(super) struct Merged {
     /// The inode that gives number and attributes.
     pub(super) id: LowerId,
     pub(super) kind: FileType,
@@ -102,9 +102,9 @@ impl Lowers {
     }
 
     /// Follows a path in the layers below `top`.
-    fn resolve(&self, path: &[&[u8]], top: usize, follow_last: bool) -> Option<Found> {
+    fn resolve(&self, path: &[&[u8]], top: usize, follow_last: bool) -> Option<Merged> {
         let mut stack =
-            vec![Found { id: LowerId { layer: 0, inode: 0 }, kind: FileType::Dir, dirs: self.root(top) }];
+            vec![Merged { id: LowerId { layer: 0, inode: 0 }, kind: FileType::Dir, dirs: self.root(top) }];
         let mut todo: Vec<Vec<u8>> = path.iter().rev().map(|p| p.to_vec()).collect();
         let mut links = 0;
         while let Some(part) = todo.pop() {
@@ -207,11 +207,11 @@ impl Lowers {
     }
 
     /// What `name` means in a merged directory.
-    pub(super) fn child(&self, dirs: &[LowerId], name: &[u8]) -> Option<Found> {
+    pub(super) fn child(&self, dirs: &[LowerId], name: &[u8]) -> Option<Merged> {
         self.child_below(dirs, name, self.layers.len())
     }
 
-    fn child_below(&self, dirs: &[LowerId], name: &[u8], top: usize) -> Option<Found> {
+    fn child_below(&self, dirs: &[LowerId], name: &[u8], top: usize) -> Option<Merged> {
         let mut merged: Vec<LowerId> = Vec::new();
         for &dir in dirs {
             let Some(found) = self.entry(dir, name) else { continue };
@@ -225,7 +225,7 @@ impl Lowers {
                 if node.lower_link() {
                     id = *self.links.get(&id)?;
                 }
-                return Some(Found { id, kind: self.inode(id).kind(), dirs: Vec::new() });
+                return Some(Merged { id, kind: self.inode(id).kind(), dirs: Vec::new() });
             }
             merged.push(id);
             if let Some(guests) = self.grafts.get(&id) {
@@ -238,7 +238,7 @@ impl Lowers {
         merged.sort_by_key(|id| std::cmp::Reverse(id.layer));
         // A directory that is only implied has the attributes of the one below it.
         let id = merged.iter().copied().find(|&id| !self.inode(id).implicit()).or(merged.first().copied())?;
-        Some(Found { id, kind: FileType::Dir, dirs: merged })
+        Some(Merged { id, kind: FileType::Dir, dirs: merged })
     }
 
     /// How many positions a listing of a merged directory has.
@@ -247,7 +247,12 @@ impl Lowers {
     }
 
     /// Lists a merged directory from a position on; `each` gives `false` to stop. Positions are stable.
-    pub(super) fn list(&self, dirs: &[LowerId], from: u64, each: &mut dyn FnMut(u64, &[u8], &Found) -> bool) {
+    pub(super) fn list(
+        &self,
+        dirs: &[LowerId],
+        from: u64,
+        each: &mut dyn FnMut(u64, &[u8], &Merged) -> bool,
+    ) {
         let mut base = 0;
         for (at, &dir) in dirs.iter().enumerate() {
             let Some(layer) = self.layer(dir) else { continue };

@@ -1,15 +1,25 @@
-//! Layers with a writable upper; without layers, a memory file system.
+//! Layers or a host directory with a writable upper; without anything below, a memory file system.
 //!
 //! The upper is a tree of nodes in memory. A directory that is made of layers' directories is never copied: it knows
 //! them, and the names in it that changed. A file that is changed keeps showing the layer's bytes where it was not
 //! written. Nodes of layers appear when they are looked up and go when they are forgotten unchanged, with the same
 //! inode number each time, so neither opening an overlay nor listing a directory costs anything per file.
 //!
+//! Over a host directory it is the same: nothing is read before it is looked up, and nothing of the host is changed.
+//! Node numbers are then the overlay's own, stable while a client knows the node, and the inode numbers shown are the
+//! host's.
+//!
 //! One lock guards the tree; reading takes it shared. No host path is ever made from a name of a layer or a caller.
 //! When a cap is reached, what needs more fails with `ENOSPC`; removing always works and makes room.
 
 mod acl;
+mod below;
 mod data;
+#[cfg(target_os = "linux")]
+mod directory;
+#[cfg(not(target_os = "linux"))]
+#[path = "no_directory.rs"]
+mod directory;
 mod lower;
 mod node;
 mod ops;
@@ -22,6 +32,7 @@ pub use store::Limits;
 
 use std::sync::RwLock;
 
+use below::Below;
 use lower::Lowers;
 use store::Store;
 use tree::Tree;
@@ -40,12 +51,23 @@ pub enum OverlayError {
         /// The link's target.
         target: String,
     },
+    /// The host directory cannot be opened.
+    #[error("the directory {} cannot be opened", path.display())]
+    Directory {
+        /// The directory.
+        path: std::path::PathBuf,
+        /// The host's error.
+        source: std::io::Error,
+    },
+    /// The root of what is below cannot be read.
+    #[error("the root directory cannot be read")]
+    Root(#[source] super::Errno),
 }
 
 /// An overlay file system. See the module's description in [`vfs`](super).
 #[derive(Debug)]
 pub struct Overlay {
-    lowers: Lowers,
+    below: Below,
     store: Store,
     tree: RwLock<Tree>,
 }
@@ -56,16 +78,36 @@ impl Overlay {
     /// # Errors
     /// [`OverlayError`] where a layer needs something of lower layers that is not there.
     pub fn new(layers: Vec<Layer>, limits: Limits) -> Result<Overlay, OverlayError> {
-        let lowers = Lowers::new(layers)?;
-        let store = Store::new(limits);
-        let tree = RwLock::new(Tree::new(&lowers));
-        Ok(Overlay { lowers, store, tree })
+        Overlay::over(Below::Layers(Box::new(Lowers::new(layers)?)), limits).map_err(OverlayError::Root)
+    }
+
+    /// Puts the host's directory `path` under an empty upper. Everything in it is seen as `options` say, `read_only`
+    /// aside: the directory is never changed. Opening costs nothing per file.
+    ///
+    /// The directory should stand still meanwhile. What is changed on the host is seen as far as neither a change
+    /// above it nor `options.cache` hides it; nothing outside the directory is ever reached.
+    ///
+    /// # Errors
+    /// [`OverlayError::Directory`] where it cannot be opened.
+    #[cfg(target_os = "linux")]
+    pub fn over_directory(
+        path: &std::path::Path,
+        options: super::HostDirOptions,
+        limits: Limits,
+    ) -> Result<Overlay, OverlayError> {
+        let directory = directory::Directory::new(path, options)
+            .map_err(|source| OverlayError::Directory { path: path.to_owned(), source })?;
+        Overlay::over(Below::Directory(directory), limits).map_err(OverlayError::Root)
+    }
+
+    fn over(below: Below, limits: Limits) -> super::Result<Overlay> {
+        let tree = RwLock::new(Tree::new(&below)?);
+        Ok(Overlay { below, store: Store::new(limits), tree })
     }
 
     /// An empty file system in memory.
     pub fn memory(limits: Limits) -> Overlay {
-        let lowers = Lowers::default();
-        let tree = RwLock::new(Tree::new(&lowers));
-        Overlay { lowers, store: Store::new(limits), tree }
+        let tree = RwLock::new(Tree::empty());
+        Overlay { below: Below::Layers(Box::default()), store: Store::new(limits), tree }
     }
 }

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use super::below::LowerDir;
 use super::data::Data;
+use super::directory::HostNode;
 use super::lower::LowerId;
 use crate::vfs::{FileType, Time};
 
@@ -25,8 +27,13 @@ pub(super) struct Node {
     /// Differs from the layers, or is of no layer: never dropped while it has a name, and counted as an inode.
     pub(super) dirty: bool,
     pub(super) xattrs: Xattrs,
+    /// The file of a host directory that this is.
+    pub(super) host: Option<Arc<HostNode>>,
     pub(super) body: Body,
 }
+
+/// Positions of entries end here: what comes after are the cookies of a host directory.
+pub(super) const END_OF_POSITIONS: u64 = u32::MAX as u64 - 15;
 
 /// Extended attributes by name.
 pub(super) type XattrMap = BTreeMap<Box<[u8]>, Box<[u8]>>;
@@ -34,6 +41,8 @@ pub(super) type XattrMap = BTreeMap<Box<[u8]>, Box<[u8]>>;
 #[derive(Debug)]
 pub(super) enum Xattrs {
     Lower(LowerId),
+    /// Those of the host's file, [`Node::host`].
+    Host,
     Own(XattrMap),
 }
 
@@ -45,14 +54,13 @@ pub(super) enum Body {
     Special,
 }
 
-/// A directory: the layers' directories it is made of, and the changes to them.
+/// A directory: what it is made of below the upper, and the changes to that.
 #[derive(Debug)]
 pub(super) struct Dir {
     pub(super) parent: u64,
     /// Directories in the table that have this one as parent: the way up from them must not get lost.
     pub(super) children: u32,
-    /// Topmost first.
-    pub(super) lower: Vec<LowerId>,
+    pub(super) lower: LowerDir,
     pub(super) lower_positions: u64,
     pub(super) subdirs: u32,
     names: HashMap<Arc<[u8]>, Change>,
@@ -70,7 +78,7 @@ pub(super) enum Change {
 }
 
 impl Dir {
-    pub(super) fn new(parent: u64, lower: Vec<LowerId>, lower_positions: u64, subdirs: u32) -> Dir {
+    pub(super) fn new(parent: u64, lower: LowerDir, lower_positions: u64, subdirs: u32) -> Dir {
         Dir {
             parent,
             children: 0,
@@ -95,12 +103,33 @@ impl Dir {
     pub(super) fn put(&mut self, name: &[u8], ino: u64, kind: FileType) {
         let name: Arc<[u8]> =
             self.names.get_key_value(name).map_or_else(|| name.into(), |(key, _)| key.clone());
+        if self.next >= END_OF_POSITIONS {
+            self.renumber();
+        }
         let position = self.next;
         self.next += 1;
         self.order.insert(position, name.clone());
         let old = self.names.insert(name, Change::Node { ino, kind, position });
         if let Some(Change::Node { position, .. }) = old {
             self.order.remove(&position);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn start_at(&mut self, position: u64) {
+        self.next = position;
+    }
+
+    /// Starts numbering again. A listing that goes on now may repeat or miss entries of the upper; this takes more
+    /// than four thousand million new names in one directory.
+    fn renumber(&mut self) {
+        self.next = self.lower_positions;
+        for (_, name) in std::mem::take(&mut self.order) {
+            if let Some(Change::Node { position, .. }) = self.names.get_mut(&name) {
+                *position = self.next;
+                self.order.insert(self.next, name);
+                self.next += 1;
+            }
         }
     }
 

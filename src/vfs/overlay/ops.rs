@@ -2,8 +2,9 @@
 
 use std::sync::{PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
+use super::below::LowerDir;
 use super::data::{Data, MAX_SIZE, PAGE};
-use super::node::{Body, Dir, MAX_NLINK, Node, Xattrs};
+use super::node::{Body, Dir, END_OF_POSITIONS, MAX_NLINK, Node, Xattrs};
 use super::tree::{Tree, new_node};
 use super::{Overlay, acl};
 use crate::vfs::{
@@ -31,11 +32,11 @@ fn check_offset(offset: u64) -> Result<()> {
 }
 
 impl Overlay {
-    fn shared(&self) -> RwLockReadGuard<'_, Tree> {
+    pub(super) fn shared(&self) -> RwLockReadGuard<'_, Tree> {
         self.tree.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn exclusive(&self) -> RwLockWriteGuard<'_, Tree> {
+    pub(super) fn exclusive(&self) -> RwLockWriteGuard<'_, Tree> {
         self.tree.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -48,8 +49,9 @@ impl Overlay {
     }
 
     fn drop_capability(&self, node: &mut Node) -> Result<()> {
-        if node.xattr(&self.lowers, CAPABILITY).is_some() {
-            let own = node.own_xattrs(&self.lowers, &self.store)?;
+        // Asking the host at each write would cost more than taking its answers over once.
+        if matches!(node.xattrs, Xattrs::Host) || node.xattr(&self.below, CAPABILITY)?.is_some() {
+            let own = node.own_xattrs(&self.below, &self.store)?;
             if let Some(value) = own.remove(CAPABILITY) {
                 self.store.give_metadata((CAPABILITY.len() + value.len()) as u64);
             }
@@ -86,18 +88,22 @@ impl Overlay {
     ) -> Result<Entry> {
         let mut tree = self.exclusive();
         tree.live_dir(parent.0)?;
-        if tree.child(&self.lowers, parent.0, &name)?.is_some() {
+        if tree.child(&self.below, parent.0, &name)?.is_some() {
             return Err(Errno::EEXIST);
         }
         let kind = FileType::from_mode(mode).ok_or(Errno::EINVAL)?;
         let is_dir = kind == FileType::Dir;
+        if let Xattrs::Host = tree.get(parent.0)?.xattrs {
+            tree.get_mut(parent.0)?.own_xattrs(&self.below, &self.store)?;
+        }
         let above = tree.get(parent.0)?;
         let mut gid = caller.gid;
         if above.mode & mode::SGID != 0 {
             gid = above.gid;
             mode |= if is_dir { mode::SGID } else { 0 };
         }
-        let default = if kind == FileType::Symlink { None } else { above.xattr(&self.lowers, acl::DEFAULT) };
+        let default =
+            if kind == FileType::Symlink { None } else { above.xattr(&self.below, acl::DEFAULT)? };
         let mut acls = Vec::new();
         if let Some(default) = default {
             mode &= !0o777 | acl::mode_of(&default);
@@ -131,17 +137,13 @@ impl Overlay {
         tree.entry(ino)
     }
 
-    fn list(
-        &self,
-        node: NodeId,
-        cookie: u64,
-        each: &mut dyn FnMut(DirEntry<'_>, Option<&super::lower::Found>) -> bool,
-    ) -> Result<()> {
+    fn list(&self, node: NodeId, cookie: u64, each: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
         let tree = self.shared();
         let dir = tree.dir(node.0)?;
+        let shown = |ino| tree.get(ino).map_or(ino, |node| node.shown(ino));
         for (at, (ino, name)) in [(node.0, &b"."[..]), (dir.parent, b"..")].into_iter().enumerate() {
-            let entry = DirEntry { ino, cookie: at as u64 + 1, kind: FileType::Dir, name };
-            if cookie <= at as u64 && !each(entry, None) {
+            let entry = DirEntry { ino: shown(ino), cookie: at as u64 + 1, kind: FileType::Dir, name };
+            if cookie <= at as u64 && !each(entry) {
                 return Ok(());
             }
         }
@@ -150,25 +152,40 @@ impl Overlay {
         }
         let from = cookie.saturating_sub(2);
         let mut room = true;
-        if from < dir.lower_positions {
-            self.lowers.list(&dir.lower, from, &mut |position, name, found| {
-                if dir.get(name).is_some() {
-                    return true;
-                }
-                let ino = self.lowers.ino(found.id);
-                room = each(DirEntry { ino, cookie: position + 3, kind: found.kind, name }, Some(found));
+        let over_host = matches!(dir.lower, LowerDir::Directory(_));
+        if !over_host && from < dir.lower_positions {
+            self.below.list(&dir.lower, from, &mut |position, name, ino, kind| {
+                room = dir.get(name).is_some() || each(DirEntry { ino, cookie: position + 3, kind, name });
                 room
-            });
+            })?;
         }
-        if room {
+        if room && from <= END_OF_POSITIONS {
             for (position, name, ino, kind) in dir.upper(from) {
-                if !each(DirEntry { ino, cookie: position + 3, kind, name }, None) {
+                room = each(DirEntry { ino: shown(ino), cookie: position + 3, kind, name });
+                if !room {
                     break;
                 }
             }
         }
+        if room && over_host {
+            self.below.list(&dir.lower, to_host(cookie), &mut |next, name, ino, kind| {
+                dir.get(name).is_some() || each(DirEntry { ino, cookie: from_host(next), kind, name })
+            })?;
+        }
         Ok(())
     }
+}
+
+/// Cookies of a host directory come after all positions of the upper. Hosts use numbers up to 2^63 - 1, which is the
+/// end of a directory, but none in a stretch of 2^32 before it.
+const HOST_COOKIES: u64 = 1 << 32;
+
+fn from_host(cookie: u64) -> u64 {
+    cookie.saturating_add(HOST_COOKIES).min(i64::MAX as u64)
+}
+
+fn to_host(cookie: u64) -> u64 {
+    if cookie >= i64::MAX as u64 { i64::MAX as u64 } else { cookie.saturating_sub(HOST_COOKIES) }
 }
 
 /// What a change of content does besides.
@@ -196,14 +213,14 @@ impl FileSystem for Overlay {
     fn lookup(&self, _: &Caller, parent: NodeId, name: Name<'_>) -> Result<Entry> {
         {
             let tree = self.shared();
-            let child = tree.child(&self.lowers, parent.0, &name)?.ok_or(Errno::ENOENT)?;
-            if let Ok(entry) = tree.entry(child.ino) {
-                return Ok(entry);
+            let child = tree.child(&self.below, parent.0, &name)?.ok_or(Errno::ENOENT)?;
+            if tree.is_loaded(&child) {
+                return tree.entry(child.ino);
             }
         }
         let mut tree = self.exclusive();
-        let child = tree.child(&self.lowers, parent.0, &name)?.ok_or(Errno::ENOENT)?;
-        tree.load(&self.lowers, parent.0, &child)?;
+        let child = tree.child(&self.below, parent.0, &name)?.ok_or(Errno::ENOENT)?;
+        tree.load(&self.below, parent.0, &child)?;
         tree.entry(child.ino)
     }
 
@@ -214,7 +231,19 @@ impl FileSystem for Overlay {
     }
 
     fn getattr(&self, node: NodeId, _: Option<Handle>) -> Result<Attr> {
-        Ok(self.shared().get(node.0)?.attr(node.0))
+        let fresh = {
+            let tree = self.shared();
+            let known = tree.get(node.0)?;
+            // A file that is gone from the host is as it was.
+            match known.host.as_ref().filter(|_| !known.dirty).and_then(|host| host.attr().ok()) {
+                Some(attr) if known.is_stale(&attr) => attr,
+                _ => return Ok(known.attr(node.0)),
+            }
+        };
+        let mut tree = self.exclusive();
+        let known = tree.get_mut(node.0)?;
+        known.refresh(&fresh);
+        Ok(known.attr(node.0))
     }
 
     fn setattr(&self, _: &Caller, id: NodeId, _: Option<Handle>, set: &SetAttr) -> Result<Attr> {
@@ -227,12 +256,12 @@ impl FileSystem for Overlay {
         }
         let node = tree.dirty(&self.store, id.0, false)?;
         let new_acl = match set.mode {
-            Some(mode) => node.xattr(&self.lowers, acl::ACCESS).map(|list| acl::with_mode(&list, mode)),
+            Some(mode) => node.xattr(&self.below, acl::ACCESS)?.map(|list| acl::with_mode(&list, mode)),
             None => None,
         };
         if new_acl.is_some() || set.size.is_some() || set.uid.is_some() || set.gid.is_some() {
             // What can fail comes first, so that all or nothing changes.
-            node.own_xattrs(&self.lowers, &self.store)?;
+            node.own_xattrs(&self.below, &self.store)?;
         }
         if let (Some(size), Body::File(data)) = (set.size, &mut node.body) {
             data.truncate(size, &self.store)?;
@@ -248,7 +277,7 @@ impl FileSystem for Overlay {
         if let Some(mode) = set.mode {
             node.mode = node.mode & mode::FMT | mode & mode::PERM;
             if let Some(list) = new_acl {
-                node.own_xattrs(&self.lowers, &self.store)?.insert(acl::ACCESS.into(), list.into());
+                node.own_xattrs(&self.below, &self.store)?.insert(acl::ACCESS.into(), list.into());
             }
         }
         if let Some(time) = set.atime {
@@ -281,7 +310,7 @@ impl FileSystem for Overlay {
 
     fn mkdir(&self, caller: &Caller, parent: NodeId, name: Name<'_>, mode: u32) -> Result<Entry> {
         let mode = mode::DIR | mode & mode::PERM;
-        self.make(caller, parent, name, mode, 0, || Body::Dir(Box::new(Dir::new(0, Vec::new(), 0, 0))))
+        self.make(caller, parent, name, mode, 0, || Body::Dir(Box::new(Dir::new(0, LowerDir::none(), 0, 0))))
     }
 
     fn symlink(&self, caller: &Caller, parent: NodeId, name: Name<'_>, target: &[u8]) -> Result<Entry> {
@@ -300,7 +329,7 @@ impl FileSystem for Overlay {
     fn link(&self, _: &Caller, node: NodeId, parent: NodeId, name: Name<'_>) -> Result<Entry> {
         let mut tree = self.exclusive();
         tree.live_dir(parent.0)?;
-        if tree.child(&self.lowers, parent.0, &name)?.is_some() {
+        if tree.child(&self.below, parent.0, &name)?.is_some() {
             return Err(Errno::EEXIST);
         }
         let source = tree.get(node.0)?;
@@ -324,26 +353,26 @@ impl FileSystem for Overlay {
 
     fn unlink(&self, _: &Caller, parent: NodeId, name: Name<'_>) -> Result<()> {
         let mut tree = self.exclusive();
-        let child = tree.child(&self.lowers, parent.0, &name)?.ok_or(Errno::ENOENT)?;
+        let child = tree.child(&self.below, parent.0, &name)?.ok_or(Errno::ENOENT)?;
         if child.kind == FileType::Dir {
             return Err(Errno::EISDIR);
         }
-        tree.load(&self.lowers, parent.0, &child)?;
-        tree.remove_name(&self.lowers, &self.store, parent.0, &name)?;
+        tree.load(&self.below, parent.0, &child)?;
+        tree.remove_name(&self.below, &self.store, parent.0, &name)?;
         tree.unlinked(&self.store, child.ino)
     }
 
     fn rmdir(&self, _: &Caller, parent: NodeId, name: Name<'_>) -> Result<()> {
         let mut tree = self.exclusive();
-        let child = tree.child(&self.lowers, parent.0, &name)?.ok_or(Errno::ENOENT)?;
+        let child = tree.child(&self.below, parent.0, &name)?.ok_or(Errno::ENOENT)?;
         if child.kind != FileType::Dir {
             return Err(Errno::ENOTDIR);
         }
-        tree.load(&self.lowers, parent.0, &child)?;
-        if !tree.is_empty(&self.lowers, child.ino)? {
+        tree.load(&self.below, parent.0, &child)?;
+        if !tree.is_empty(&self.below, child.ino)? {
             return Err(Errno::ENOTEMPTY);
         }
-        tree.remove_name(&self.lowers, &self.store, parent.0, &name)?;
+        tree.remove_name(&self.below, &self.store, parent.0, &name)?;
         tree.add_subdir(parent.0, -1)?;
         tree.unlinked(&self.store, child.ino)
     }
@@ -364,15 +393,15 @@ impl FileSystem for Overlay {
         let mut tree = self.exclusive();
         tree.live_dir(parent.0)?;
         tree.live_dir(new_parent.0)?;
-        let source = tree.child(&self.lowers, parent.0, &name)?.ok_or(Errno::ENOENT)?;
-        let target = tree.child(&self.lowers, new_parent.0, &new_name)?;
+        let source = tree.child(&self.below, parent.0, &name)?.ok_or(Errno::ENOENT)?;
+        let target = tree.child(&self.below, new_parent.0, &new_name)?;
         if flags == rename::NOREPLACE && target.is_some() {
             return Err(Errno::EEXIST);
         }
         if exchange && target.is_none() {
             return Err(Errno::ENOENT);
         }
-        tree.load(&self.lowers, parent.0, &source)?;
+        tree.load(&self.below, parent.0, &source)?;
         let source_dir = source.kind == FileType::Dir;
         if source_dir && tree.is_below(new_parent.0, source.ino)? {
             return Err(Errno::EINVAL);
@@ -381,7 +410,7 @@ impl FileSystem for Overlay {
             if target.ino == source.ino {
                 return Ok(());
             }
-            tree.load(&self.lowers, new_parent.0, target)?;
+            tree.load(&self.below, new_parent.0, target)?;
             let target_dir = target.kind == FileType::Dir;
             if target_dir && tree.is_below(parent.0, target.ino)? {
                 return Err(if exchange { Errno::EINVAL } else { Errno::ENOTEMPTY });
@@ -390,7 +419,7 @@ impl FileSystem for Overlay {
                 match (source_dir, target_dir) {
                     (true, false) => return Err(Errno::ENOTDIR),
                     (false, true) => return Err(Errno::EISDIR),
-                    (true, true) if !tree.is_empty(&self.lowers, target.ino)? => {
+                    (true, true) if !tree.is_empty(&self.below, target.ino)? => {
                         return Err(Errno::ENOTEMPTY);
                     }
                     _ => {}
@@ -417,7 +446,7 @@ impl FileSystem for Overlay {
             tree.get_mut(target.ino)?.ctime = now;
         } else {
             tree.put_name(&self.store, new, &new_name, source.ino, source.kind)?;
-            tree.remove_name(&self.lowers, &self.store, old, &name)?;
+            tree.remove_name(&self.below, &self.store, old, &name)?;
             if let Some(target) = &target {
                 if target.kind == FileType::Dir {
                     tree.add_subdir(new, -1)?;
@@ -435,16 +464,21 @@ impl FileSystem for Overlay {
     }
 
     fn open(&self, _: &Caller, node: NodeId, flags: u32, kill_suidgid: bool) -> Result<Opened> {
-        match self.shared().get(node.0)?.body {
-            Body::File(_) => {}
-            Body::Dir(_) => return Err(Errno::EISDIR),
-            Body::Symlink(_) => return Err(Errno::ELOOP),
-            Body::Special => return Err(Errno::ENXIO),
-        }
+        let keep_cache = {
+            let tree = self.shared();
+            let known = tree.get(node.0)?;
+            match known.body {
+                Body::File(_) => {}
+                Body::Dir(_) => return Err(Errno::EISDIR),
+                Body::Symlink(_) => return Err(Errno::ELOOP),
+                Body::Special => return Err(Errno::ENXIO),
+            }
+            known.dirty || known.host.is_none() || !tree.ttl().is_zero()
+        };
         if flags & open::TRUNC != 0 {
             self.change(node, kill_suidgid, |data| data.truncate(0, &self.store))?;
         }
-        Ok(OPENED)
+        Ok(Opened { keep_cache, ..OPENED })
     }
 
     fn create(
@@ -530,7 +564,7 @@ impl FileSystem for Overlay {
     }
 
     fn readdir(&self, node: NodeId, _: Handle, cookie: u64, sink: &mut dyn DirSink) -> Result<()> {
-        self.list(node, cookie, &mut |entry, _| sink.entry(entry, None))
+        self.list(node, cookie, &mut |entry| sink.entry(entry, None))
     }
 
     fn readdirplus(
@@ -546,7 +580,7 @@ impl FileSystem for Overlay {
         let mut cookie = cookie;
         loop {
             let mut batch: Vec<(u64, u64, FileType, Vec<u8>)> = Vec::with_capacity(BATCH);
-            self.list(node, cookie, &mut |e, _| {
+            self.list(node, cookie, &mut |e| {
                 batch.push((e.ino, e.cookie, e.kind, e.name.to_vec()));
                 batch.len() < BATCH
             })?;
@@ -622,14 +656,14 @@ impl FileSystem for Overlay {
         } else if !name.starts_with(b"trusted.") && !name.starts_with(b"security.") {
             return Err(Errno::EOPNOTSUPP);
         }
-        let exists = tree.get(id.0)?.xattr(&self.lowers, name).is_some();
+        let exists = tree.get(id.0)?.xattr(&self.below, name)?.is_some();
         match flags {
             xattr::CREATE if exists => return Err(Errno::EEXIST),
             xattr::REPLACE if !exists => return Err(Errno::ENODATA),
             _ => {}
         }
         let node = tree.dirty(&self.store, id.0, false)?;
-        let own = node.own_xattrs(&self.lowers, &self.store)?;
+        let own = node.own_xattrs(&self.below, &self.store)?;
         let names: usize = own.keys().map(|n| n.len() + 1).sum();
         if !exists && names + name.len() >= MAX_XATTR {
             return Err(Errno::ENOSPC);
@@ -647,7 +681,7 @@ impl FileSystem for Overlay {
 
     fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
         let tree = self.shared();
-        tree.get(node.0)?.xattr(&self.lowers, name).map(|v| v.into_vec()).ok_or(Errno::ENODATA)
+        tree.get(node.0)?.xattr(&self.below, name)?.map(|v| v.into_vec()).ok_or(Errno::ENODATA)
     }
 
     fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
@@ -657,10 +691,16 @@ impl FileSystem for Overlay {
             list.extend_from_slice(name);
             list.push(0);
         };
-        match &tree.get(node.0)?.xattrs {
+        let node = tree.get(node.0)?;
+        match &node.xattrs {
             Xattrs::Own(own) => own.keys().for_each(|name| add(name)),
+            Xattrs::Host => {
+                if let Some(host) = &node.host {
+                    host.xattr_names()?.iter().for_each(|name| add(name));
+                }
+            }
             Xattrs::Lower(id) => {
-                if let Some(layer) = self.lowers.layer(*id) {
+                if let Some(layer) = self.below.lowers().and_then(|lowers| lowers.layer(*id)) {
                     layer.index().xattrs(&layer.index().inode(id.inode)).for_each(|(name, _)| add(name));
                 }
             }
@@ -670,9 +710,9 @@ impl FileSystem for Overlay {
 
     fn removexattr(&self, _: &Caller, id: NodeId, name: &[u8]) -> Result<()> {
         let mut tree = self.exclusive();
-        tree.get(id.0)?.xattr(&self.lowers, name).ok_or(Errno::ENODATA)?;
+        tree.get(id.0)?.xattr(&self.below, name)?.ok_or(Errno::ENODATA)?;
         let node = tree.dirty(&self.store, id.0, false)?;
-        if let Some(old) = node.own_xattrs(&self.lowers, &self.store)?.remove(name) {
+        if let Some(old) = node.own_xattrs(&self.below, &self.store)?.remove(name) {
             self.store.give_metadata((name.len() + old.len()) as u64);
         }
         node.ctime = Time::now();

@@ -1,22 +1,26 @@
 //! The tree of nodes under the lock: finding, making, dropping.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::data::{Data, Lower};
-use super::lower::{Found, Lowers};
+use super::below::{Below, Found, LowerDir, Source};
+use super::data::{Data, Lower, LowerFile};
+use super::directory::HostNode;
+use super::lower::{Lowers, Merged};
 use super::node::{Body, Change, Dir, Node, XattrMap, Xattrs, charge};
 use super::store::Store;
 use crate::vfs::{Attr, Entry, Errno, FileType, NodeId, Result, Time, mode};
 
-/// Nothing changes behind the one client's back.
+/// Over layers, nothing changes behind the one client's back.
 const TTL: Duration = Duration::from_secs(3600);
 
 #[derive(Debug)]
 pub(super) struct Tree {
     nodes: HashMap<u64, Node>,
     next: u64,
+    ttl: Duration,
 }
 
 /// A child of a directory: its number, and for one of the layers what it is made of.
@@ -27,26 +31,54 @@ pub(super) struct Child {
 }
 
 impl Tree {
-    pub(super) fn new(lowers: &Lowers) -> Tree {
-        let dirs = lowers.root_dirs();
-        let mut tree = Tree { nodes: HashMap::new(), next: lowers.end() };
-        // A root nobody describes has the attributes of a fresh directory.
-        let described = dirs.iter().copied().find(|&id| !lowers.inode(id).implicit());
-        let mut root = match described {
-            Some(id) => {
-                from_lower(lowers, NodeId::ROOT.0, &Found { id, kind: FileType::Dir, dirs: dirs.clone() })
+    /// With nothing below.
+    pub(super) fn empty() -> Tree {
+        let dir = Dir::new(NodeId::ROOT.0, LowerDir::none(), 0, 0);
+        let root = new_node(mode::DIR | 0o755, 0, 0, 2, Body::Dir(Box::new(dir)));
+        Tree { nodes: HashMap::from([(NodeId::ROOT.0, root)]), next: NodeId::ROOT.0 + 1, ttl: TTL }
+    }
+
+    pub(super) fn new(below: &Below) -> Result<Tree> {
+        let mut tree = Tree { nodes: HashMap::new(), next: below.end(), ttl: TTL };
+        let mut root = match (below, below.root()) {
+            (Below::Layers(lowers), LowerDir::Layers(dirs)) => {
+                // A root nobody describes has the attributes of a fresh directory.
+                match dirs.iter().copied().find(|&id| !lowers.inode(id).implicit()) {
+                    Some(id) => {
+                        let merged = Merged { id, kind: FileType::Dir, dirs };
+                        from_layers(lowers, NodeId::ROOT.0, &merged)
+                    }
+                    None => {
+                        let (positions, subdirs) = (lowers.positions(&dirs), lowers.subdirs(&dirs));
+                        let dir = Dir::new(1, LowerDir::Layers(dirs), positions, subdirs);
+                        new_node(mode::DIR | 0o755, 0, 0, 2, Body::Dir(Box::new(dir)))
+                    }
+                }
             }
-            None => {
-                let dir = Dir::new(1, dirs.clone(), lowers.positions(&dirs), lowers.subdirs(&dirs));
-                new_node(mode::DIR | 0o755, 0, 0, 2, Body::Dir(Box::new(dir)))
+            (Below::Directory(directory), LowerDir::Directory(host)) => {
+                tree.ttl = directory.ttl();
+                let attr = host.attr()?;
+                from_host(NodeId::ROOT.0, &host, &attr)?
             }
+            _ => return Err(Errno::EIO),
         };
         root.dirty = true;
         if let Body::Dir(dir) = &mut root.body {
             dir.parent = NodeId::ROOT.0;
         }
         tree.nodes.insert(NodeId::ROOT.0, root);
-        tree
+        Ok(tree)
+    }
+
+    /// Number of nodes.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// How long clients may trust what they have seen.
+    pub(super) fn ttl(&self) -> Duration {
+        self.ttl
     }
 
     pub(super) fn get(&self, ino: u64) -> Result<&Node> {
@@ -77,26 +109,43 @@ impl Tree {
         if self.get(ino)?.nlink == 0 { Err(Errno::ENOENT) } else { Ok(dir) }
     }
 
-    pub(super) fn child(&self, lowers: &Lowers, parent: u64, name: &[u8]) -> Result<Option<Child>> {
+    pub(super) fn child(&self, below: &Below, parent: u64, name: &[u8]) -> Result<Option<Child>> {
         let dir = self.dir(parent)?;
         Ok(match dir.get(name) {
             Some(Change::Whiteout) => None,
             Some(Change::Node { ino, kind, .. }) => Some(Child { ino, kind, found: None }),
-            None => lowers.child(&dir.lower, name).map(|found| Child {
-                ino: lowers.ino(found.id),
+            None => below.child(&dir.lower, name)?.map(|found| Child {
+                ino: found.ino,
                 kind: found.kind,
                 found: Some(found),
             }),
         })
     }
 
+    /// Whether a child's node is there, and as the host has it now.
+    pub(super) fn is_loaded(&self, child: &Child) -> bool {
+        let fresh = |node: &Node| match &child.found {
+            Some(Found { source: Source::Directory(_, attr), .. }) => !node.is_stale(attr),
+            _ => true,
+        };
+        self.nodes.get(&child.ino).is_some_and(fresh)
+    }
+
     /// Makes sure that a child has its node.
-    pub(super) fn load(&mut self, lowers: &Lowers, parent: u64, child: &Child) -> Result<()> {
-        if self.nodes.contains_key(&child.ino) {
+    pub(super) fn load(&mut self, below: &Below, parent: u64, child: &Child) -> Result<()> {
+        if let Some(node) = self.nodes.get_mut(&child.ino) {
+            if let Some(Found { source: Source::Directory(_, attr), .. }) = &child.found {
+                node.refresh(attr);
+            }
             return Ok(());
         }
         let found = child.found.as_ref().ok_or(Errno::EIO)?;
-        self.nodes.insert(child.ino, from_lower(lowers, parent, found));
+        let node = match (&found.source, below.lowers()) {
+            (Source::Layers(merged), Some(lowers)) => from_layers(lowers, parent, merged),
+            (Source::Directory(host, attr), _) => from_host(parent, host, attr)?,
+            _ => return Err(Errno::EIO),
+        };
+        self.nodes.insert(child.ino, node);
         if child.kind == FileType::Dir {
             self.adopt(parent);
         }
@@ -120,7 +169,13 @@ impl Tree {
     pub(super) fn entry(&self, ino: u64) -> Result<Entry> {
         let node = self.get(ino)?;
         node.lookups.fetch_add(1, Ordering::Relaxed);
-        Ok(Entry { node: NodeId(ino), generation: 0, attr: node.attr(ino), attr_ttl: TTL, entry_ttl: TTL })
+        Ok(Entry {
+            node: NodeId(ino),
+            generation: 0,
+            attr: node.attr(ino),
+            attr_ttl: self.ttl,
+            entry_ttl: self.ttl,
+        })
     }
 
     /// Gives lookup counts back; whether the node may have to go.
@@ -230,14 +285,14 @@ impl Tree {
     /// Takes a name out of a directory. Does not fail for want of room.
     pub(super) fn remove_name(
         &mut self,
-        lowers: &Lowers,
+        below: &Below,
         store: &Store,
         parent: u64,
         name: &[u8],
     ) -> Result<()> {
         self.dirty(store, parent, true)?;
         let dir = self.dir_mut(parent)?;
-        let whiteout = lowers.child(&dir.lower, name).is_some();
+        let whiteout = below.has(&dir.lower, name);
         match (dir.get(name).is_some(), whiteout) {
             (true, false) => store.give_metadata(charge(name)),
             (false, true) => store.force_metadata(charge(name)),
@@ -259,7 +314,8 @@ impl Tree {
         let node = self.get_mut(parent)?;
         if let Body::Dir(dir) = &mut node.body {
             dir.subdirs = dir.subdirs.saturating_add_signed(by);
-            if node.nlink > 0 {
+            // 1 is what file systems say that do not count.
+            if node.nlink > 1 {
                 node.nlink = dir.subdirs.saturating_add(2);
             }
         }
@@ -273,16 +329,16 @@ impl Tree {
         Ok(())
     }
 
-    pub(super) fn is_empty(&self, lowers: &Lowers, ino: u64) -> Result<bool> {
+    pub(super) fn is_empty(&self, below: &Below, ino: u64) -> Result<bool> {
         let dir = self.dir(ino)?;
         if dir.has_nodes() {
             return Ok(false);
         }
         let mut empty = true;
-        lowers.list(&dir.lower, 0, &mut |_, name, _| {
+        below.list(&dir.lower, 0, &mut |_, name, _, _| {
             empty = dir.get(name).is_some();
             empty
-        });
+        })?;
         Ok(empty)
     }
 
@@ -320,7 +376,7 @@ impl Node {
             Body::Special => (0, 0),
         };
         Attr {
-            ino,
+            ino: self.shown(ino),
             size,
             blocks,
             atime: self.atime,
@@ -335,37 +391,76 @@ impl Node {
         }
     }
 
+    /// The inode number to show for the node `ino`.
+    pub(super) fn shown(&self, ino: u64) -> u64 {
+        self.host.as_ref().map_or(ino, |host| host.shown())
+    }
+
     pub(super) fn kind(&self) -> FileType {
         FileType::from_mode(self.mode).unwrap_or(FileType::File)
     }
 
     /// The attributes as our own map, copied from the layer where they are still there.
-    pub(super) fn own_xattrs(&mut self, lowers: &Lowers, store: &Store) -> Result<&mut XattrMap> {
-        if let Xattrs::Lower(id) = self.xattrs {
-            let mut own = BTreeMap::new();
-            let mut bytes = 0;
-            if let Some(layer) = lowers.layer(id) {
-                for (name, value) in layer.index().xattrs(&layer.index().inode(id.inode)) {
-                    bytes += (name.len() + value.len()) as u64;
-                    own.insert(name.into(), value.into());
+    pub(super) fn own_xattrs(&mut self, below: &Below, store: &Store) -> Result<&mut XattrMap> {
+        let lower = match (&self.xattrs, &self.host) {
+            (Xattrs::Own(_), _) => None,
+            (Xattrs::Host, Some(host)) => Some(host.xattrs()?),
+            (Xattrs::Host, None) => Some(XattrMap::new()),
+            (&Xattrs::Lower(id), _) => {
+                let mut own = XattrMap::new();
+                if let Some(layer) = below.lowers().and_then(|lowers| lowers.layer(id)) {
+                    for (name, value) in layer.index().xattrs(&layer.index().inode(id.inode)) {
+                        own.insert(name.into(), value.into());
+                    }
                 }
+                Some(own)
             }
-            store.take_metadata(bytes)?;
+        };
+        if let Some(own) = lower {
+            store.take_metadata(own.iter().map(|(n, v)| (n.len() + v.len()) as u64).sum())?;
             self.xattrs = Xattrs::Own(own);
         }
         match &mut self.xattrs {
             Xattrs::Own(own) => Ok(own),
-            Xattrs::Lower(_) => Err(Errno::EIO),
+            _ => Err(Errno::EIO),
         }
     }
 
-    pub(super) fn xattr(&self, lowers: &Lowers, name: &[u8]) -> Option<Box<[u8]>> {
-        match &self.xattrs {
-            Xattrs::Own(own) => own.get(name).cloned(),
-            Xattrs::Lower(id) => {
+    pub(super) fn xattr(&self, below: &Below, name: &[u8]) -> Result<Option<Box<[u8]>>> {
+        Ok(match (&self.xattrs, &self.host) {
+            (Xattrs::Own(own), _) => own.get(name).cloned(),
+            (Xattrs::Host, Some(host)) => host.xattr(name)?.map(Into::into),
+            (Xattrs::Host, None) => None,
+            (Xattrs::Lower(id), _) => below.lowers().and_then(|lowers| {
                 let index = lowers.layer(*id)?.index();
                 index.xattrs(&index.inode(id.inode)).find(|&(n, _)| n == name).map(|(_, value)| value.into())
-            }
+            }),
+        })
+    }
+
+    /// Whether the host's file has changed since the node was made of it.
+    pub(super) fn is_stale(&self, attr: &Attr) -> bool {
+        let size = match &self.body {
+            Body::File(data) => data.size(),
+            _ => attr.size,
+        };
+        let known = (self.mode, self.uid, self.gid, self.mtime, self.ctime, size);
+        !self.dirty && known != (attr.mode, attr.uid, attr.gid, attr.mtime, attr.ctime, attr.size)
+    }
+
+    /// Takes over what the host says now, unless the node has changes of its own.
+    pub(super) fn refresh(&mut self, attr: &Attr) {
+        if !self.is_stale(attr) {
+            return;
+        }
+        (self.mode, self.uid, self.gid, self.nlink) = (attr.mode, attr.uid, attr.gid, attr.nlink);
+        (self.atime, self.mtime, self.ctime) = (attr.atime, attr.mtime, attr.ctime);
+        if let (Body::File(data), Some(host)) = (&mut self.body, &self.host) {
+            *data = Data::over(Lower {
+                file: LowerFile::Host(host.clone()),
+                len: attr.size,
+                blocks: attr.blocks,
+            });
         }
     }
 }
@@ -384,11 +479,43 @@ pub(super) fn new_node(mode: u32, uid: u32, gid: u32, nlink: u32, body: Body) ->
         lookups: AtomicU64::new(0),
         dirty: true,
         xattrs: Xattrs::Own(BTreeMap::new()),
+        host: None,
         body,
     }
 }
 
-fn from_lower(lowers: &Lowers, parent: u64, found: &Found) -> Node {
+fn from_host(parent: u64, host: &Arc<HostNode>, attr: &Attr) -> Result<Node> {
+    let body = match attr.file_type() {
+        FileType::Dir => {
+            let subdirs = attr.nlink.saturating_sub(2);
+            Body::Dir(Box::new(Dir::new(parent, LowerDir::Directory(host.clone()), 0, subdirs)))
+        }
+        FileType::File => Body::File(Data::over(Lower {
+            file: LowerFile::Host(host.clone()),
+            len: attr.size,
+            blocks: attr.blocks,
+        })),
+        FileType::Symlink => Body::Symlink(host.readlink()?.into()),
+        _ => Body::Special,
+    };
+    Ok(Node {
+        mode: attr.mode,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: attr.rdev,
+        nlink: attr.nlink.max(1),
+        atime: attr.atime,
+        mtime: attr.mtime,
+        ctime: attr.ctime,
+        lookups: AtomicU64::new(0),
+        dirty: false,
+        xattrs: Xattrs::Host,
+        host: Some(host.clone()),
+        body,
+    })
+}
+
+fn from_layers(lowers: &Lowers, parent: u64, found: &Merged) -> Node {
     let record = lowers.inode(found.id);
     let (mut nlink, mut body) = (lowers.nlink(found.id), Body::Special);
     if let Some(layer) = lowers.layer(found.id) {
@@ -397,10 +524,17 @@ fn from_lower(lowers: &Lowers, parent: u64, found: &Found) -> Node {
                 let subdirs = lowers.subdirs(&found.dirs);
                 nlink = subdirs.saturating_add(2);
                 let positions = lowers.positions(&found.dirs);
-                body = Body::Dir(Box::new(Dir::new(parent, found.dirs.clone(), positions, subdirs)));
+                body = Body::Dir(Box::new(Dir::new(
+                    parent,
+                    LowerDir::Layers(found.dirs.clone()),
+                    positions,
+                    subdirs,
+                )));
             }
             FileType::File => {
-                let lower = Lower { layer: layer.clone(), inode: found.id.inode, len: record.size };
+                let blocks = layer.index().blocks(&record);
+                let file = LowerFile::Layer(layer.clone(), found.id.inode);
+                let lower = Lower { file, len: record.size, blocks };
                 body = Body::File(Data::over(lower));
             }
             FileType::Symlink => body = Body::Symlink(layer.index().target(&record).into()),
@@ -419,6 +553,7 @@ fn from_lower(lowers: &Lowers, parent: u64, found: &Found) -> Node {
         lookups: AtomicU64::new(0),
         dirty: false,
         xattrs: Xattrs::Lower(found.id),
+        host: None,
         body,
     }
 }
