@@ -7,7 +7,7 @@
 //! - [`root`]: the root that the host gives, in which everything lives from then on
 //! - [`server`]: the connection to the host and the event loop
 //! - [`stream`]: one running command: its pipes and their flow control
-//! - [`spawn`]: starting a process
+//! - [`spawn`]: starting a process; [`users`]: whom it becomes
 //! - [`sys`], [`heap`], [`mem`]: system calls, allocator, memory functions
 //!
 //! As PID 1 it connects to vsock port [`protocol::PORT`] of the host and, when that connection ends
@@ -34,6 +34,7 @@ mod server;
 mod spawn;
 mod stream;
 mod sys;
+mod users;
 
 use core::ffi::CStr;
 use core::fmt::{self, Write as _};

@@ -11,6 +11,7 @@ use core::ffi::CStr;
 use crate::protocol::{self, Channel, Decoder, Ending, Error, Exited, Message, Spawn};
 use crate::stream::{Context, SEND_HIGH, Stream};
 use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, Errno, Fd};
+use crate::spawn::Failure;
 use crate::{log, root, spawn};
 
 const MAX_STREAMS: usize = 1024;
@@ -318,9 +319,9 @@ impl Server {
             return Err(Error::Unexpected);
         }
         let started = if self.shutdown.is_some() {
-            Err(sys::ESHUTDOWN)
+            Err(sys::ESHUTDOWN.into())
         } else if self.streams.len() >= MAX_STREAMS {
-            Err(sys::EAGAIN)
+            Err(sys::EAGAIN.into())
         } else {
             spawn::start(spawn, &self.null, self.machine)
         };
@@ -331,7 +332,7 @@ impl Server {
                     Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
                 self.streams.insert(key, Stream::new(key, id, started, &mut cx));
             }
-            Err(Errno(errno)) => Message::SpawnFailed(errno).encode(id, &mut self.outgoing),
+            Err(Failure(Errno(errno), obstacle)) => Message::SpawnFailed(errno, obstacle).encode(id, &mut self.outgoing),
         }
         Ok(())
     }

@@ -23,6 +23,8 @@ pub(crate) const ENOTDIR: Errno = Errno(20);
 pub(crate) const EINVAL: Errno = Errno(22);
 pub(crate) const ESHUTDOWN: Errno = Errno(108);
 pub(crate) const EALREADY: Errno = Errno(114);
+pub(crate) const ERANGE: Errno = Errno(34);
+const EFBIG: Errno = Errno(27);
 pub(crate) const ENAMETOOLONG: Errno = Errno(36);
 pub(crate) const EINPROGRESS: Errno = Errno(115);
 pub(crate) const ECHILD: Errno = Errno(10);
@@ -30,6 +32,7 @@ pub(crate) const ECHILD: Errno = Errno(10);
 pub(crate) const O_RDONLY: i32 = 0;
 pub(crate) const O_WRONLY: i32 = 1;
 pub(crate) const O_RDWR: i32 = 2;
+pub(crate) const O_NOCTTY: i32 = 0o400;
 pub(crate) const O_NONBLOCK: i32 = 0o4000;
 pub(crate) const O_CLOEXEC: i32 = 0o2000000;
 
@@ -48,6 +51,7 @@ mod nr {
     pub(super) const WRITE: usize = 1;
     pub(super) const CLOSE: usize = 3;
     pub(super) const POLL: usize = 7;
+    pub(super) const FSTAT: usize = 5;
     pub(super) const MMAP: usize = 9;
     pub(super) const MUNMAP: usize = 11;
     pub(super) const RT_SIGACTION: usize = 13;
@@ -69,6 +73,7 @@ mod nr {
     pub(super) const UNLINK: usize = 87;
     pub(super) const SYMLINK: usize = 88;
     pub(super) const CHMOD: usize = 90;
+    pub(super) const FCHOWN: usize = 93;
     pub(super) const UMASK: usize = 95;
     pub(super) const GETUID: usize = 102;
     pub(super) const SETUID: usize = 105;
@@ -253,6 +258,32 @@ pub(crate) fn open(path: &CStr, flags: i32) -> Result<Fd> {
     // SAFETY: the path ends with a NUL.
     unsafe { call4(nr::OPENAT, AT_FDCWD as usize, path.as_ptr() as usize, (flags | O_CLOEXEC) as usize, 0) }
         .map(|fd| Fd(fd as i32))
+}
+
+/// All of a regular file of at most `max` bytes. Whatever else has this name, a pipe or a device, is
+/// not waited for: it is `EINVAL`.
+pub(crate) fn read_regular(path: &CStr, max: usize) -> Result<Vec<u8>> {
+    let file = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY)?;
+    let mut stat = [0u64; 18];
+    // SAFETY: struct stat is 144 bytes on x86-64.
+    unsafe { call3(nr::FSTAT, file.0 as usize, stat.as_mut_ptr() as usize, 0)? };
+    // The mode follows device, inode and number of links.
+    if stat[3] & 0o170_000 != 0o100_000 {
+        return Err(EINVAL);
+    }
+    let mut bytes = Vec::new();
+    while file.read_onto(&mut bytes, 16 * 1024)? > 0 {
+        if bytes.len() > max {
+            return Err(EFBIG);
+        }
+    }
+    Ok(bytes)
+}
+
+/// Gives a file to a user; its group stays.
+pub(crate) fn chown(fd: &Fd, uid: u32) -> Result<()> {
+    // SAFETY: no pointers.
+    unsafe { call3(nr::FCHOWN, fd.0 as usize, uid as usize, u32::MAX as usize) }.map(drop)
 }
 
 /// Has every descriptor from `first` up closed on exec. Kernels before 5.11 cannot.

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::errno::guest_error;
+use super::errno::{guest_error, spawn_error};
 use super::protocol::{self, Decoder, Ending, Message, Spawn};
 use super::stream::{Slot, Stream};
 
@@ -113,10 +113,12 @@ impl Client {
     }
 
     /// Starts a command and waits until it runs. An error with an OS error code is what its `exec`
-    /// failed with.
+    /// failed with; one without tells of its user or working directory and has that code's error as
+    /// its source.
     pub fn spawn(&self, spawn: Spawn<'_>) -> io::Result<Stream> {
         let piped = spawn.stdio.map(|mode| mode == protocol::Mode::Piped);
         let mut frame = Vec::new();
+        let (user, cwd) = (spawn.user, spawn.cwd);
         let (stream, id) = self.open(Slot::with_channels(piped))?;
         Message::Spawn(spawn).encode(id, &mut frame);
         if frame.len() - protocol::HEADER > protocol::MAX_SPAWN {
@@ -125,8 +127,10 @@ impl Client {
             return Err(guest_error(E2BIG));
         }
         self.shared.write(&frame)?;
-        stream.started()?;
-        Ok(stream)
+        match stream.started()? {
+            Ok(_) => Ok(stream),
+            Err((errno, obstacle)) => Err(spawn_error(errno, obstacle, user, cwd)),
+        }
     }
 
     /// Waits at most `timeout` for an answer of the agent and returns how long it took.

@@ -1,6 +1,9 @@
 //! Error numbers of the guest's kernel as errors of the host.
 
+use std::ffi::CStr;
 use std::io::{self, ErrorKind};
+
+use super::protocol::Obstacle;
 
 /// The error for a Linux errno that came from the guest. On Linux hosts that is the same number;
 /// elsewhere an error of the right kind that names the guest's number.
@@ -20,6 +23,7 @@ pub fn guest_error(errno: i32) -> io::Error {
         21 => ErrorKind::IsADirectory,
         22 => ErrorKind::InvalidInput,
         26 => ErrorKind::ExecutableFileBusy,
+        27 => ErrorKind::FileTooLarge,
         28 => ErrorKind::StorageFull,
         30 => ErrorKind::ReadOnlyFilesystem,
         32 => ErrorKind::BrokenPipe,
@@ -27,4 +31,38 @@ pub fn guest_error(errno: i32) -> io::Error {
         _ => ErrorKind::Other,
     };
     io::Error::new(kind, format!("guest error {errno}"))
+}
+
+/// An error that says more than its number; the number's own error is its source.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+struct Explained {
+    what: String,
+    source: io::Error,
+}
+
+/// The error for a command that could not be started. What is wrong with the program is `exec`'s own
+/// error; what is wrong with `user` or `cwd` names it.
+pub(super) fn spawn_error(errno: i32, at: Obstacle, user: Option<&CStr>, cwd: Option<&CStr>) -> io::Error {
+    const ENOENT: i32 = 2;
+    const EACCES: i32 = 13;
+    const ENOTDIR: i32 = 20;
+    const ERANGE: i32 = 34;
+    let source = guest_error(errno);
+    let (subject, what) = match (at, errno) {
+        (Obstacle::Program, _) => return source,
+        (Obstacle::User, ENOENT) => (user, "there is no such user in the guest"),
+        (Obstacle::Group, ENOENT) => (user, "there is no such group in the guest"),
+        (Obstacle::User, ERANGE) => (user, "the user's number is out of range"),
+        (Obstacle::Group, ERANGE) => (user, "the group's number is out of range"),
+        (Obstacle::User, _) => (user, "the guest's /etc/passwd cannot be read"),
+        (Obstacle::Group, _) => (user, "the guest's /etc/group cannot be read"),
+        (Obstacle::Directory, ENOENT) => (cwd, "there is no such working directory in the guest"),
+        (Obstacle::Directory, ENOTDIR) => (cwd, "the working directory is no directory"),
+        (Obstacle::Directory, EACCES) => (cwd, "the working directory may not be entered"),
+        (Obstacle::Directory, _) => (cwd, "the working directory cannot be entered"),
+    };
+    let kind = if errno == ERANGE { ErrorKind::InvalidInput } else { source.kind() };
+    let subject = subject.unwrap_or(c"/").to_string_lossy().into_owned();
+    io::Error::new(kind, Explained { what: format!("{what}: {subject:?}"), source })
 }

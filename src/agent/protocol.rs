@@ -24,7 +24,7 @@ mod root;
 pub use root::{Mount, Root};
 
 /// Version of this protocol. Both sides must have the same: the library carries its own agent.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// The vsock port on the host (CID 2) that the agent connects to.
 pub const PORT: u32 = 1024;
 /// Bytes of a frame before its payload.
@@ -103,10 +103,36 @@ impl Channel {
     }
 }
 
-/// What a new command finds at one of its standard descriptors.
+/// What kept a command from being started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obstacle {
+    /// The program, or something that every command needs.
+    Program = 0,
+    /// [`Spawn::user`].
+    User = 1,
+    /// The group in [`Spawn::user`].
+    Group = 2,
+    /// [`Spawn::cwd`].
+    Directory = 3,
+}
+
+impl Obstacle {
+    fn parse(byte: u8) -> Result<Self, Error> {
+        match byte {
+            0 => Ok(Obstacle::Program),
+            1 => Ok(Obstacle::User),
+            2 => Ok(Obstacle::Group),
+            3 => Ok(Obstacle::Directory),
+            _ => Err(Error::Malformed),
+        }
+    }
+}
+
+/// What a new command finds at one of its standard descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
     /// `/dev/null`.
+    #[default]
     Null = 0,
     /// A pipe, carried as a channel.
     Piped = 1,
@@ -122,7 +148,7 @@ pub enum Ending {
 }
 
 /// A command to start.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Spawn<'a> {
     /// Path, or a name without `/` that is looked up in the `PATH` of `env`.
     pub program: &'a CStr,
@@ -134,11 +160,15 @@ pub struct Spawn<'a> {
     pub cwd: Option<&'a CStr>,
     /// Standard input, output and error.
     pub stdio: [Mode; 3],
-    /// User to become.
+    /// User to become as `user`, `user:group` or `:group`, names or numbers of the guest's root.
+    pub user: Option<&'a CStr>,
+    /// Whether to set `HOME` to that user's home directory.
+    pub set_home: bool,
+    /// User to become, whatever [`Spawn::user`] says.
     pub uid: Option<u32>,
-    /// Group to become.
+    /// Group to become, likewise.
     pub gid: Option<u32>,
-    /// Supplementary groups.
+    /// Supplementary groups, likewise.
     pub groups: Option<Vec<u32>>,
     /// Process group to join; 0 is a new one of its own.
     pub process_group: i32,
@@ -168,8 +198,8 @@ pub enum Message<'a> {
     Spawn(Spawn<'a>),
     /// Agent: it runs, with this process id.
     Spawned(u32),
-    /// Agent: it does not, for this errno. The stream is over.
-    SpawnFailed(i32),
+    /// Agent: it does not, for this errno about this. The stream is over.
+    SpawnFailed(i32, Obstacle),
     /// Both ways: bytes of a channel.
     Data(Channel, &'a [u8]),
     /// Both ways: no more bytes will come on the channel.
@@ -242,9 +272,11 @@ impl<'a> Message<'a> {
             Message::Spawn(spawn) => spawn.encode(out),
             Message::Root(root) => root.encode(out),
             Message::Spawned(pid) => out.extend_from_slice(&pid.to_le_bytes()),
-            Message::SpawnFailed(v) | Message::Signal(v) | Message::Reply(v) => {
-                out.extend_from_slice(&v.to_le_bytes());
+            Message::SpawnFailed(errno, obstacle) => {
+                out.extend_from_slice(&errno.to_le_bytes());
+                out.push(*obstacle as u8);
             }
+            Message::Signal(v) | Message::Reply(v) => out.extend_from_slice(&v.to_le_bytes()),
             Message::Data(channel, bytes) => {
                 out.push(*channel as u8);
                 out.extend_from_slice(bytes);
@@ -280,7 +312,7 @@ impl<'a> Message<'a> {
             Message::Hello(_) => kind::HELLO,
             Message::Spawn(_) => kind::SPAWN,
             Message::Spawned(_) => kind::SPAWNED,
-            Message::SpawnFailed(_) => kind::SPAWN_FAILED,
+            Message::SpawnFailed(..) => kind::SPAWN_FAILED,
             Message::Data(..) => kind::DATA,
             Message::Eof(_) => kind::EOF,
             Message::Credit(..) => kind::CREDIT,
@@ -312,7 +344,7 @@ impl<'a> Message<'a> {
             }
             kind::SPAWN => Message::Spawn(Spawn::decode(&mut r)?),
             kind::SPAWNED => Message::Spawned(r.u32()?),
-            kind::SPAWN_FAILED => Message::SpawnFailed(r.i32()?),
+            kind::SPAWN_FAILED => Message::SpawnFailed(r.i32()?, Obstacle::parse(r.u8()?)?),
             kind::DATA => Message::Data(r.channel()?, r.all()),
             kind::EOF => Message::Eof(r.channel()?),
             kind::CREDIT => Message::Credit(r.channel()?, r.u32()?),
@@ -353,7 +385,9 @@ impl<'a> Spawn<'a> {
             | u8::from(self.uid.is_some()) << 1
             | u8::from(self.gid.is_some()) << 2
             | u8::from(self.groups.is_some()) << 3
-            | u8::from(self.new_session) << 4;
+            | u8::from(self.new_session) << 4
+            | u8::from(self.user.is_some()) << 5
+            | u8::from(self.set_home) << 6;
         out.push(flags);
         out.extend(self.stdio.map(|m| m as u8));
         out.extend_from_slice(&self.process_group.to_le_bytes());
@@ -367,8 +401,8 @@ impl<'a> Spawn<'a> {
             }
         }
         put_str(self.program, out);
-        if let Some(cwd) = self.cwd {
-            put_str(cwd, out);
+        for s in [self.cwd, self.user].into_iter().flatten() {
+            put_str(s, out);
         }
         for list in [&self.argv, &self.env] {
             out.extend_from_slice(&(list.len() as u32).to_le_bytes());
@@ -380,7 +414,7 @@ impl<'a> Spawn<'a> {
 
     fn decode(r: &mut Reader<'a>) -> Result<Self, Error> {
         let flags = r.u8()?;
-        if flags & !0x1f != 0 {
+        if flags & !0x7f != 0 {
             return Err(Error::Malformed);
         }
         let mut stdio = [Mode::Null; 3];
@@ -397,11 +431,25 @@ impl<'a> Spawn<'a> {
         let groups = if flags & 8 != 0 { Some(r.list(4, Reader::u32)?) } else { None };
         let program = r.string()?;
         let cwd = if flags & 1 != 0 { Some(r.string()?) } else { None };
+        let user = if flags & 32 != 0 { Some(r.string()?) } else { None };
         // A string is at least its length and its NUL.
         let argv = r.list(5, Reader::string)?;
         let env = r.list(5, Reader::string)?;
-        let new_session = flags & 16 != 0;
-        Ok(Spawn { program, argv, env, cwd, stdio, uid, gid, groups, process_group, new_session })
+        let (new_session, set_home) = (flags & 16 != 0, flags & 64 != 0);
+        Ok(Spawn {
+            program,
+            argv,
+            env,
+            cwd,
+            stdio,
+            user,
+            set_home,
+            uid,
+            gid,
+            groups,
+            process_group,
+            new_session,
+        })
     }
 }
 

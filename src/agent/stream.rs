@@ -10,8 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::client::{Shared, lock};
-use super::errno::guest_error;
-use super::protocol::{Channel, Error, Exited, MAX_DATA, Message, WINDOW};
+use super::protocol::{Channel, Error, Exited, MAX_DATA, Message, Obstacle, WINDOW};
 
 /// How long complete output is waited for after a command's end when other processes still hold its
 /// pipes open.
@@ -52,13 +51,16 @@ pub(super) struct Slot {
     changed: Condvar,
 }
 
+/// The process id, or what kept the command from being started.
+type Started = Result<u32, (i32, Obstacle)>;
+
 #[derive(Debug, Default)]
 struct State {
     /// Whether this is a command; else it is a request.
     command: bool,
     /// The connection has ended; nothing more will come.
     lost: bool,
-    started: Option<Result<u32, i32>>,
+    started: Option<Started>,
     exited: Option<Exited>,
     reply: Option<i32>,
     input: Inbound,
@@ -161,8 +163,8 @@ impl Slot {
                 state.started = Some(Ok(pid));
                 false
             }
-            Message::SpawnFailed(errno) if starting => {
-                state.started = Some(Err(errno));
+            Message::SpawnFailed(errno, obstacle) if starting => {
+                state.started = Some(Err((errno, obstacle)));
                 true
             }
             Message::Reply(errno) if !state.command => {
@@ -285,12 +287,8 @@ impl Stream {
         self.wait_for(deadline, |state| state.reply)
     }
 
-    pub(super) fn started(&self) -> io::Result<u32> {
-        match self.wait_for(None, |state| state.started)? {
-            Some(Ok(pid)) => Ok(pid),
-            Some(Err(errno)) => Err(guest_error(errno)),
-            None => Err(self.shared.ended_error()),
-        }
+    pub(super) fn started(&self) -> io::Result<Started> {
+        self.wait_for(None, |state| state.started)?.ok_or_else(|| self.shared.ended_error())
     }
 
     /// The command's process id in the guest.

@@ -14,6 +14,9 @@ use super::protocol::*;
 use super::testing::{HostAgent, start_process};
 use super::{BINARY, Client};
 
+#[path = "../../guest/users.rs"]
+mod users;
+
 fn frame(message: &Message<'_>, stream: u32) -> Vec<u8> {
     let mut out = Vec::new();
     message.encode(stream, &mut out);
@@ -62,6 +65,8 @@ proptest! {
         ids in (any::<Option<u32>>(), any::<Option<u32>>(), proptest::option::of(vec(any::<u32>(), 0..9))),
         group in any::<i32>(),
         new_session in any::<bool>(),
+        user in proptest::option::of(string()),
+        set_home in any::<bool>(),
         stream in any::<u32>(),
         piece in 1usize..500,
     ) {
@@ -73,6 +78,8 @@ proptest! {
             env: env.iter().map(|s| &**s).collect(),
             cwd: cwd.as_deref(),
             stdio,
+            user: user.as_deref(),
+            set_home,
             uid: ids.0,
             gid: ids.1,
             groups: ids.2,
@@ -99,7 +106,7 @@ proptest! {
         let (u, i) = (n as u32, n as i32);
         let exited = Exited { status: i, user_us: n, system_us: !n, max_rss_kib: n / 3 };
         let messages = [
-            Message::Hello(n as u16), Message::Spawned(u), Message::SpawnFailed(i),
+            Message::Hello(n as u16), Message::Spawned(u), Message::SpawnFailed(i, Obstacle::Group),
             Message::Data(channel, &bytes), Message::Eof(channel), Message::Credit(channel, u),
             Message::Close(channel), Message::Discard(channel), Message::Drained(channel),
             Message::Signal(i), Message::Exited(exited), Message::Ping(n), Message::Pong(n),
@@ -200,8 +207,7 @@ proptest! {
         let spawn = |id| {
             let argv = vec![c"cat"];
             let stdio = [Mode::Piped; 3];
-            let spawn = Spawn { program: c"/bin/cat", argv, env: vec![], cwd: None, stdio, uid: None,
-                gid: None, groups: None, process_group: 0, new_session: false };
+            let spawn = Spawn { program: c"/bin/cat", argv, stdio, ..Spawn::default() };
             frame(&Message::Spawn(spawn), id)
         };
         // A shutdown's grace would only make this slow.
@@ -228,18 +234,7 @@ proptest! {
 fn the_agent_drops_a_host_that_overruns_a_window() {
     let argv = vec![c"sleep", c"1000"];
     let stdio = [Mode::Piped, Mode::Null, Mode::Null];
-    let spawn = Spawn {
-        program: c"/bin/sleep",
-        argv,
-        env: vec![],
-        cwd: None,
-        stdio,
-        uid: None,
-        gid: None,
-        groups: None,
-        process_group: 0,
-        new_session: false,
-    };
+    let spawn = Spawn { program: c"/bin/sleep", argv, stdio, ..Spawn::default() };
     let mut all = [hello(), frame(&Message::Spawn(spawn), 1)].concat();
     for _ in 0..100 {
         all.extend(frame(&Message::Data(Channel::Stdin, &[0; MAX_DATA]), 1));
@@ -263,18 +258,7 @@ fn client_of(talk: impl FnOnce(&mut UnixStream) + Send + 'static) -> std::sync::
 }
 
 fn plain_spawn<'a>() -> Spawn<'a> {
-    Spawn {
-        program: c"x",
-        argv: vec![],
-        env: vec![],
-        cwd: None,
-        stdio: [Mode::Piped; 3],
-        uid: None,
-        gid: None,
-        groups: None,
-        process_group: 0,
-        new_session: false,
-    }
+    Spawn { program: c"x", stdio: [Mode::Piped; 3], ..Spawn::default() }
 }
 
 /// Waits for the host's greeting and spawn, which is stream 1.
@@ -304,7 +288,7 @@ fn the_client_drops_an_agent_that_overruns_a_window() {
 fn the_client_refuses_senseless_messages() {
     let senseless: [fn() -> Message<'static>; 9] = [
         || Message::Spawned(1),
-        || Message::SpawnFailed(1),
+        || Message::SpawnFailed(1, Obstacle::Program),
         || Message::Reply(0),
         || Message::Data(Channel::Stdin, b"x"),
         || Message::Credit(Channel::Stdin, 1),
@@ -330,7 +314,8 @@ fn another_version_and_silence_are_told() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     theirs.write_all(&frame(&Message::Hello(VERSION + 1), 0)).unwrap();
     let error = Client::connect(ours.try_clone().unwrap(), ours, Duration::from_secs(30)).unwrap_err();
-    assert!(error.to_string().contains("protocol version 2, expected 1"), "{error}");
+    let expected = format!("protocol version {}, expected {VERSION}", VERSION + 1);
+    assert!(error.to_string().contains(&expected), "{error}");
 
     let (ours, theirs) = UnixStream::pair().unwrap();
     let error = Client::connect(ours.try_clone().unwrap(), ours, Duration::from_millis(50)).unwrap_err();
@@ -378,18 +363,8 @@ fn the_agent_connects_again_and_commands_go_on() {
         dir.path().display()
     ))
     .unwrap();
-    let spawn = |stdio| Spawn {
-        program: c"/bin/sh",
-        argv: vec![c"sh", c"-c", &script],
-        env: vec![],
-        cwd: None,
-        stdio,
-        uid: None,
-        gid: None,
-        groups: None,
-        process_group: 0,
-        new_session: false,
-    };
+    let spawn =
+        |stdio| Spawn { program: c"/bin/sh", argv: vec![c"sh", c"-c", &script], stdio, ..Spawn::default() };
     let (client, socket) = accept();
     let lost = client.spawn(spawn([Mode::Piped; 3])).unwrap();
     // The connection breaks in the middle of a flood, and of a frame.
@@ -416,4 +391,88 @@ fn the_agent_connects_again_and_commands_go_on() {
     assert_eq!(stream.wait_exit(None).unwrap().unwrap().status, 0);
     client.shutdown(Ending::PowerOff, Duration::from_secs(1)).unwrap();
     assert_eq!(process.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn users_are_looked_up_as_container_runtimes_do() {
+    use users::{Error, User, resolve};
+    const PASSWD: &[u8] =
+        b"root:x:0:0:root:/root:/bin/sh\n# comment\n\nbob:x:1000:100:Bob:/home/bob:/bin/sh\r\n\
+        nohome:x:7:8\nempty:x:9:9::\n17:x:18:18::/name:/bin/sh\ntwice:x:30:1::/a:\ntwice:x:31:2::/b:\n";
+    const GROUP: &[u8] = b"root:x:0:\nusers:x:100:\nwheel:x:10:root,bob\naudio:x:29:bob\nagain:x:29:bob\n\
+        bobs:x:30:bobby,xbob\n";
+    let user = |uid, gid, groups: &[u32], home: &'static str| {
+        Ok(User { uid, gid, groups: groups.to_vec(), home: home.as_bytes() })
+    };
+    for (wanted, expected) in [
+        ("root", user(Some(0), 0, &[0, 10], "/root")),
+        ("bob", user(Some(1000), 100, &[10, 29, 100], "/home/bob")),
+        ("bob:", user(Some(1000), 100, &[10, 29, 100], "/home/bob")),
+        ("1000", user(Some(1000), 100, &[10, 29, 100], "/home/bob")),
+        ("bob:wheel", user(Some(1000), 10, &[10], "/home/bob")),
+        ("bob:5", user(Some(1000), 5, &[5], "/home/bob")),
+        (":wheel", user(None, 10, &[10], "/")),
+        ("nohome", user(Some(7), 8, &[8], "/")),
+        ("empty", user(Some(9), 9, &[9], "/")),
+        ("twice", user(Some(30), 1, &[1], "/a")),
+        ("4242", user(Some(4242), 0, &[0], "/")),
+        ("0004242", user(Some(4242), 0, &[0], "/")),
+        ("4242:4243", user(Some(4242), 4243, &[4243], "/")),
+        ("2147483647", user(Some(2_147_483_647), 0, &[0], "/")),
+        // A word of digits is never a name.
+        ("17", user(Some(17), 0, &[0], "/")),
+        ("alice", Err(Error::NoUser)),
+        ("", Err(Error::NoUser)),
+        (":", Err(Error::NoUser)),
+        ("-1", Err(Error::NoUser)),
+        ("+0", Err(Error::NoUser)),
+        (" 0", Err(Error::NoUser)),
+        ("0x0", Err(Error::NoUser)),
+        ("bob:nobody", Err(Error::NoGroup)),
+        ("bob:0:0", Err(Error::NoGroup)),
+        ("bob:-1", Err(Error::NoGroup)),
+    ] {
+        assert_eq!(resolve(wanted.as_bytes(), PASSWD, GROUP), expected, "{wanted:?}");
+    }
+    // CVE-2024-40635: what does not fit is refused, and never another user.
+    for digits in ["2147483648", "4294967295", "4294967296", "18446744073709551616", &"9".repeat(100_000)] {
+        assert_eq!(resolve(digits.as_bytes(), PASSWD, GROUP), Err(Error::UserOutOfRange));
+        let group = format!("1000:{digits}");
+        assert_eq!(resolve(group.as_bytes(), PASSWD, GROUP), Err(Error::GroupOutOfRange));
+        let passwd = format!("eve:x:{digits}:1::/:\nmallory:x:1:{digits}::/:\n");
+        for name in ["eve", "mallory"] {
+            assert_eq!(resolve(name.as_bytes(), passwd.as_bytes(), b""), Err(Error::NoUser));
+        }
+        let text = format!("big:x:{digits}:bob\n");
+        assert_eq!(resolve(b"bob:big", PASSWD, text.as_bytes()), Err(Error::NoGroup));
+        assert_eq!(resolve(b"bob", PASSWD, text.as_bytes()), user(Some(1000), 100, &[100], "/home/bob"));
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_user_database_gives_a_user_or_an_error(
+        wanted in "[a-c0-9:+-]{0,12}",
+        passwd in "([a-c0-9:,+# -]{0,20}\n){0,6}",
+        group in "([a-c0-9:,+# -]{0,20}\n){0,6}",
+    ) {
+        if let Ok(user) = users::resolve(wanted.as_bytes(), passwd.as_bytes(), group.as_bytes()) {
+            let max = i32::MAX as u32;
+            prop_assert!(user.uid.is_none_or(|uid| uid <= max) && user.groups.iter().all(|gid| *gid <= max));
+            prop_assert!(user.groups.contains(&user.gid));
+            // Root by number only when asked for, by name only when the file says so.
+            let root = user.uid == Some(0);
+            let zeros = wanted.split(':').next().is_some_and(|w| !w.is_empty() && w.bytes().all(|b| b == b'0'));
+            prop_assert!(!root || zeros || passwd.contains(":0"));
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_a_user_database(
+        wanted in vec(any::<u8>(), 0..20),
+        passwd in vec(any::<u8>(), 0..300),
+        group in vec(any::<u8>(), 0..300),
+    ) {
+        let _ = users::resolve(&wanted, &passwd, &group);
+    }
 }

@@ -18,6 +18,8 @@ use crate::agent::{self, Client};
 pub(crate) struct Defaults {
     pub(crate) env: Vec<(OsString, OsString)>,
     pub(crate) current_dir: Option<OsString>,
+    /// `user`, `user:group` or `:group`, to be looked up in the guest.
+    pub(crate) user: Option<OsString>,
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
     pub(crate) groups: Option<Vec<u32>>,
@@ -45,6 +47,7 @@ pub struct Command {
     stdin: Option<Stdio>,
     stdout: Option<Stdio>,
     stderr: Option<Stdio>,
+    user: Option<OsString>,
     uid: Option<u32>,
     gid: Option<u32>,
     groups: Option<Vec<u32>>,
@@ -65,6 +68,7 @@ impl Command {
             stdin: None,
             stdout: None,
             stderr: None,
+            user: None,
             uid: None,
             gid: None,
             groups: None,
@@ -152,6 +156,21 @@ impl Command {
         self
     }
 
+    /// Sets the user to run as: `"name"`, `"1000"`, `"name:group"` or `"1000:1000"`. Has no twin in std.
+    ///
+    /// Names are looked up in the guest's `/etc/passwd` and `/etc/group` when the command starts. The
+    /// command gets the user's primary group, all groups that name it as a member, and a `HOME`,
+    /// unless [`env`](Command::env) and the like say otherwise. With a group of its own it is in that alone. A word
+    /// of digits is always a number; one without an entry is a user of group 0 whose home is `/`.
+    ///
+    /// What [`uid`](Command::uid), [`gid`](Command::gid) and [`groups`](Command::groups) say comes
+    /// first. An unknown name is [`io::ErrorKind::NotFound`] when the command starts, a number above
+    /// 2 147 483 647 [`io::ErrorKind::InvalidInput`].
+    pub fn user(&mut self, user: impl AsRef<OsStr>) -> &mut Self {
+        self.user = Some(user.as_ref().to_owned());
+        self
+    }
+
     /// Sets the user to run as, by number. This corresponds to
     /// [`std::os::unix::process::CommandExt::uid`].
     pub fn uid(&mut self, uid: u32) -> &mut Self {
@@ -181,8 +200,8 @@ impl Command {
     }
 
     /// Starts the command. Errors: those of `exec` in the guest, such as
-    /// [`io::ErrorKind::NotFound`] and [`io::ErrorKind::PermissionDenied`], with the guest's errno; a
-    /// NUL in a string ([`io::ErrorKind::InvalidInput`]); an ended machine
+    /// [`io::ErrorKind::NotFound`] and [`io::ErrorKind::PermissionDenied`], with the guest's errno; the
+    /// same kinds for a user or working directory that cannot be had, which the message names; a NUL in a string ([`io::ErrorKind::InvalidInput`]); an ended machine
     /// ([`io::ErrorKind::NotConnected`]).
     pub fn spawn(&mut self) -> io::Result<Child> {
         self.spawn_with([Kind::Inherit, Kind::Inherit, Kind::Inherit])
@@ -232,6 +251,13 @@ impl Command {
             .collect()
     }
 
+    /// Whether this variable, which nobody has set or taken away for this command, is ours to set. One
+    /// of the image's stays unless we may `replace` it.
+    fn may_add(&self, key: &str, replace: bool) -> bool {
+        let of_image = self.defaults.env.iter().any(|(known, _)| known == key);
+        !self.env_clear && !self.env.contains_key(OsStr::new(key)) && (replace || !of_image)
+    }
+
     fn spawn_with(&mut self, default: [Kind; 3]) -> io::Result<Child> {
         let [stdin, stdout, stderr] = default;
         let stdin = take(&mut self.stdin, stdin)?;
@@ -250,19 +276,24 @@ impl Command {
         let cwd = self.current_dir.as_ref().or(self.defaults.current_dir.as_ref());
         let cwd = cwd.map(|dir| guest_string(&**dir)).transpose()?;
         // A user given here is not a member of the groups of the image's user.
-        let (gid, groups) = match self.uid {
-            Some(_) => (self.gid, self.groups.clone()),
-            None => {
-                (self.gid.or(self.defaults.gid), self.groups.clone().or_else(|| self.defaults.groups.clone()))
-            }
-        };
+        let (mut user, mut uid) = (self.user.as_ref(), self.uid);
+        let (mut gid, mut groups) = (self.gid, self.groups.clone());
+        if user.is_none() && uid.is_none() {
+            user = self.defaults.user.as_ref();
+            uid = self.defaults.uid;
+            gid = gid.or(self.defaults.gid);
+            groups = groups.or_else(|| self.defaults.groups.clone());
+        }
+        let user = user.map(|user| guest_string(&**user)).transpose()?;
         let stream = self.client.spawn(Spawn {
             program: &program,
             argv: argv.iter().map(|s| &**s).collect::<Vec<&CStr>>(),
             env: env.iter().map(|s| &**s).collect(),
             cwd: cwd.as_deref(),
             stdio,
-            uid: self.uid.or(self.defaults.uid),
+            user: user.as_deref(),
+            set_home: self.may_add("HOME", self.user.is_some()),
+            uid,
             gid,
             groups,
             process_group: self.process_group,

@@ -48,6 +48,7 @@ conformance! {
     r2_10_argv_and_env_are_byte_exact();
     stdio_from_files_and_children();
     users_and_groups();
+    users_by_name();
     commands_inherit_no_descriptor();
     many_threads_share_one_machine(25);
 }
@@ -226,6 +227,26 @@ fn defaults_and_getters() {
     );
     assert_eq!(c.get_current_dir(), None);
     assert_eq!(c.current_dir("/").output().unwrap().stdout, b"image mine new\n/\n", "a command runs again");
+}
+
+#[test]
+fn a_user_of_the_commands_own_is_not_the_images() {
+    let agent = HostAgent::start();
+    let path = ("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into());
+    let env = vec![path, ("HOME".into(), "/image".into())];
+    let defaults = Arc::new(Defaults { env, user: Some("4242:7".into()), ..Defaults::default() });
+    let who = || {
+        let mut c = Command::new(agent.client.clone(), defaults.clone(), "sh");
+        c.args(["-c", "id -u; id -g; echo $HOME"]);
+        c
+    };
+    if command(&agent, "id").arg("-u").output().unwrap().stdout != b"0\n" {
+        assert_eq!(who().output().unwrap_err().kind(), ErrorKind::PermissionDenied);
+        return;
+    }
+    assert_eq!(who().output().unwrap().stdout, b"4242\n7\n/image\n");
+    assert_eq!(who().user("4243").output().unwrap().stdout, b"4243\n0\n/\n");
+    assert_eq!(who().uid(4244).output().unwrap().stdout, b"4244\n0\n/image\n");
 }
 
 #[test]

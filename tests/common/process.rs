@@ -389,6 +389,78 @@ pub(crate) fn users_and_groups(command: Factory<'_>) {
     assert_eq!(text(&out), "65534\n65533\n65533 7 8");
 }
 
+/// The place has an `/etc/passwd` with somebody who is not root.
+pub(crate) fn users_by_name(command: Factory<'_>) {
+    if text(&command("id").arg("-u").output().unwrap()) != "0" {
+        return;
+    }
+    let passwd = command("cat").arg("/etc/passwd").output().unwrap();
+    let passwd = text(&passwd);
+    let somebody: Vec<&str> = passwd.lines().rfind(|l| !l.contains(":0:")).unwrap().split(':').collect();
+    let [name, _, uid, gid, _, home, ..] = somebody[..] else { panic!("{somebody:?}") };
+    let who = |user: &str| {
+        let mut who = sh(command, "id -u; id -g; echo $HOME; id -G");
+        who.user(user);
+        who
+    };
+    let run = |command: &mut Command| {
+        let out = command.output().unwrap();
+        assert!(out.status.success(), "{out:?}");
+        text(&out).replace('\n', " ")
+    };
+    let sorted = |ids: &str| {
+        let mut ids: Vec<u32> = ids.split_whitespace().map(|id| id.parse().unwrap()).collect();
+        ids.sort_unstable();
+        ids
+    };
+    let by_name = run(&mut who(name));
+    let (first, groups) = by_name.split_once(&format!("{home} ")).unwrap_or_else(|| panic!("{by_name}"));
+    assert_eq!(first, format!("{uid} {gid} "));
+    assert_eq!(sorted(groups), sorted(&run(command("id").args(["-G", name]))));
+    assert_eq!(run(&mut who(uid)), by_name, "by number the same");
+    assert_eq!(run(&mut who("4242")), "4242 0 / 0", "a number without an entry");
+    assert_eq!(run(&mut who("4242:4243")), "4242 4243 / 4243");
+    assert_eq!(run(&mut who(&format!("{name}:0"))), format!("{uid} 0 {home} 0"));
+    assert_eq!(run(&mut who(&format!("{uid}:{gid}"))), format!("{uid} {gid} {home} {gid}"));
+    // What else is said comes first.
+    assert_eq!(run(who(name).uid(4242).gid(7).groups(&[8]).env("HOME", "/x")), "4242 7 /x 7 8");
+    assert_eq!(run(sh(command, "env | grep -c HOME=; :").user(name).env_clear()), "0");
+    assert_eq!(run(sh(command, "env | grep -c HOME=; :").user(name).env_remove("HOME")), "0");
+    // What a pipe is open to, its names are too.
+    let out = sh(command, "echo out >/dev/stdout; echo err >/dev/stderr").user(name).output().unwrap();
+    assert_eq!((&*out.stdout, &*out.stderr), (&b"out\n"[..], &b"err\n"[..]));
+
+    let errno = |error: &std::io::Error| {
+        let source = std::error::Error::source(error.get_ref().unwrap()).unwrap();
+        source.downcast_ref::<std::io::Error>().unwrap().raw_os_error()
+    };
+    for unknown in ["no-such-user", "0:no-such-group", "", "-1", "+0", "0x0", "0 "] {
+        let error = who(unknown).output().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{unknown:?}: {error}");
+        assert!(error.to_string().contains(&format!("{unknown:?}")), "{error}");
+        assert_eq!(errno(&error), Some(2));
+    }
+    // CVE-2024-40635: a number too large must not come out as root's.
+    for number in ["2147483648", "4294967295", "4294967296", "18446744073709551616"] {
+        for user in [number.to_owned(), format!("1:{number}")] {
+            let error = who(&user).output().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+            assert!(error.to_string().contains(number), "{error}");
+        }
+    }
+    assert_eq!(who("a\0b").output().unwrap_err().kind(), ErrorKind::InvalidInput);
+
+    for (dir, kind) in [("/nonexistent", ErrorKind::NotFound), ("/etc/passwd", ErrorKind::NotADirectory)] {
+        let error = command("true").current_dir(dir).output().unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(
+            error.to_string().contains("working directory") && error.to_string().contains(dir),
+            "{error}"
+        );
+        assert!(errno(&error).is_some());
+    }
+}
+
 pub(crate) fn commands_inherit_no_descriptor(command: Factory<'_>) {
     // 3 is the directory that ls reads.
     assert_eq!(text(&command("ls").arg("/proc/self/fd").output().unwrap()), "0\n1\n2\n3");

@@ -2,9 +2,11 @@
 //! of the host. Sizes are what the software CPU does in seconds; the tests named `full_…` and ignored
 //! have those of the requirements.
 
+use std::io::ErrorKind;
+
 use cc::process::{Command, Output, Stdio};
 
-use crate::support::shared;
+use crate::support::{sh, shared, small};
 
 #[path = "../common/process.rs"]
 mod conformance;
@@ -50,4 +52,43 @@ conformance! {
     full_r2_4_every_exit_status_is_exact = r2_4_exit_status_is_exact(0..256);
     #[ignore = "minutes: 10 000 processes"]
     full_r2_6_no_zombies_after_10_000_double_forks = r2_6_no_zombies_after_double_forks(10_000);
+}
+
+/// The files that name users, as a hostile image may have them.
+#[test]
+fn users_by_name_in_a_root_of_anybodys_making() {
+    let instance = small().start().unwrap();
+    let who =
+        |user: &str| instance.command("sh").args(["-c", "id -u; id -G; echo $HOME"]).user(user).output();
+    assert_eq!(who("root").unwrap_err().kind(), ErrorKind::NotFound, "there is no /etc/passwd");
+    assert_eq!(who("5").unwrap().stdout, b"5\n0\n/\n");
+
+    sh(
+        &instance,
+        "mkdir -p /etc; echo 'root:x:0:0::/root:/bin/sh
+bob:x:1000:100::/home/bob:/bin/sh' >/etc/passwd; echo 'users:x:100:
+wheel:x:10:root,bob' >/etc/group",
+    );
+    conformance::users_by_name(&|program| instance.command(program));
+    assert_eq!(who("bob").unwrap().stdout, b"1000\n100 10\n/home/bob\n");
+
+    // A pipe without a writer, a device without an end, a file without an end: none is waited for.
+    for odd in [
+        "mkfifo /etc/passwd",
+        "mknod /etc/passwd c 1 5",
+        "ln -s /dev/zero /etc/passwd",
+        "mkdir /etc/passwd",
+        "truncate -s 1T /etc/passwd",
+        "ln -s /proc/kmsg /etc/passwd",
+        "ln -s passwd /etc/passwd",
+    ] {
+        sh(&instance, &format!("rm -rf /etc/passwd; {odd}"));
+        let error = who("bob").unwrap_err();
+        assert!(error.to_string().contains("/etc/passwd cannot be read"), "{odd}: {error}");
+        sh(&instance, "true");
+    }
+    sh(&instance, "rm -rf /etc/passwd; head -c 4000000 /dev/urandom >/etc/passwd");
+    assert_eq!(who("bob").unwrap_err().kind(), ErrorKind::NotFound);
+    sh(&instance, "echo bob:x:4294967296:0::/:/bin/sh >/etc/passwd");
+    assert_eq!(who("bob").unwrap_err().kind(), ErrorKind::NotFound);
 }
