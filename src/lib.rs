@@ -84,6 +84,7 @@ pub mod hypervisor;
 pub mod instance;
 pub mod machine;
 pub mod memory;
+pub mod oci;
 pub mod process;
 pub mod sys;
 pub mod vfs;

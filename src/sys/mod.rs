@@ -1,11 +1,13 @@
 //! Seams to the host operating system: what differs from one host to the next lives here.
 
+pub(crate) mod cache_dir;
 pub mod clock;
 #[cfg(unix)]
 pub(crate) mod input;
 #[cfg(not(unix))]
 #[path = "input_unsupported.rs"]
 pub(crate) mod input;
+pub(crate) mod mapped;
 pub mod memory;
 pub mod random;
 

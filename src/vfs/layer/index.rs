@@ -13,8 +13,12 @@
 //! the hard links to files of lower layers.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Deref;
+use std::sync::Arc;
 
+use crate::sys::mapped::MappedFile;
 use crate::vfs::{FileType, Name, Time, mode};
 
 const MAGIC: &[u8; 8] = b"ccindex\0";
@@ -48,10 +52,27 @@ pub enum IndexError {
     Invalid(&'static str),
 }
 
+#[derive(Clone)]
+enum Bytes {
+    Owned(Vec<u8>),
+    Mapped(Arc<MappedFile>),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Owned(bytes) => bytes,
+            Bytes::Mapped(file) => file,
+        }
+    }
+}
+
 /// The index of one layer.
 #[derive(Clone)]
 pub struct Index {
-    bytes: Vec<u8>,
+    bytes: Bytes,
     tar_len: u64,
     names: u32,
     inodes: u32,
@@ -146,14 +167,33 @@ impl Index {
     /// # Errors
     /// [`IndexError::Invalid`] when anything is not as [`Index::build`] makes it.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Index, IndexError> {
+        let index = Index::with_header(Bytes::Owned(bytes))?;
+        if u32_at(&index.bytes, 12) != crc32fast::hash(&index.bytes[16..]) {
+            return Err(IndexError::Invalid("checksum"));
+        }
+        index.check()?;
+        Ok(index)
+    }
+
+    /// Maps an index that this crate has built, checked and stored, in a file that nobody changes. Only its header
+    /// is looked at, so this costs the same for every size. A record that has been damaged since gives wrong
+    /// attributes or `EIO`, no more.
+    ///
+    /// # Errors
+    /// [`IndexError::Invalid`] for another version or length; the host's errors.
+    pub(crate) fn map(file: &File) -> Result<Index, IndexError> {
+        if file.metadata()?.len() < HEADER as u64 {
+            return Err(IndexError::Invalid("not a layer index"));
+        }
+        Index::with_header(Bytes::Mapped(Arc::new(MappedFile::new(file)?)))
+    }
+
+    fn with_header(bytes: Bytes) -> Result<Index, IndexError> {
         if bytes.len() < HEADER || &bytes[..8] != MAGIC {
             return Err(IndexError::Invalid("not a layer index"));
         }
         if u32_at(&bytes, 8) != VERSION {
             return Err(IndexError::Invalid("another version"));
-        }
-        if u32_at(&bytes, 12) != crc32fast::hash(&bytes[16..]) {
-            return Err(IndexError::Invalid("checksum"));
         }
         let index = Index {
             tar_len: u64_at(&bytes, 16),
@@ -166,7 +206,6 @@ impl Index {
         if want != Some(index.bytes.len() as u64) {
             return Err(IndexError::Invalid("length"));
         }
-        index.check()?;
         Ok(index)
     }
 
@@ -325,19 +364,20 @@ impl Index {
             return Slot::End;
         }
         if node.flags & SPARSE == 0 {
-            return Slot::Data { tar: node.data + offset, len: node.size - offset };
+            return Slot::Data { tar: node.data.saturating_add(offset), len: node.size - offset };
         }
         let (mut low, mut high) = (0, node.extents);
         while low < high {
             let middle = low + (high - low) / 2;
             match self.extent(node, middle) {
-                Some(e) if e.offset + e.len > offset => high = middle,
+                Some(e) if e.offset.saturating_add(e.len) > offset => high = middle,
                 _ => low = middle + 1,
             }
         }
         match self.extent(node, low) {
             Some(e) if low < node.extents && e.offset <= offset => {
-                Slot::Data { tar: e.tar + (offset - e.offset), len: e.offset + e.len - offset }
+                let len = e.offset.saturating_add(e.len).saturating_sub(offset);
+                Slot::Data { tar: e.tar.saturating_add(offset - e.offset), len }
             }
             Some(e) if low < node.extents => Slot::Hole { len: e.offset - offset },
             _ => Slot::Hole { len: node.size - offset },
@@ -352,7 +392,7 @@ impl Index {
         if node.flags & SPARSE == 0 {
             return node.size.div_ceil(512);
         }
-        (0..node.extents).filter_map(|i| self.extent(node, i)).map(|e| e.len.div_ceil(512)).sum()
+        (0..node.extents).filter_map(|i| self.extent(node, i)).map(|e| e.len.div_ceil(512)).fold(0, u64::saturating_add)
     }
 
     fn check(&self) -> Result<(), IndexError> {

@@ -37,11 +37,6 @@ impl Cache {
         Self { dir }
     }
 
-    /// The user's cache directory.
-    pub(super) fn default_dir() -> Option<PathBuf> {
-        directories::ProjectDirs::from("", "", "cc-vm").map(|dirs| dirs.cache_dir().to_owned())
-    }
-
     pub(super) fn dir(&self) -> &Path {
         &self.dir
     }

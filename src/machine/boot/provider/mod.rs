@@ -18,6 +18,7 @@ use std::sync::Arc;
 use super::loader::Vmlinux;
 use super::modules::ModuleStore;
 use super::{Attempt, BootError, image};
+use crate::sys::cache_dir;
 use cache::{Cache, Draft};
 
 /// A kernel image in a file is not larger, in bytes.
@@ -93,7 +94,7 @@ impl Provider {
         Self {
             kernel: env_path("CC_KERNEL"),
             busybox: env_path("CC_BUSYBOX"),
-            cache_dir: env_path("CC_CACHE_DIR"),
+            cache_dir: cache_dir::from_environment(),
             ..Self::bare()
         }
     }
@@ -232,7 +233,7 @@ impl Provider {
     ) -> Result<cache::Entry, BootError> {
         let cache = Cache::at(match &self.cache_dir {
             Some(dir) => dir.clone(),
-            None => Cache::default_dir().ok_or(BootError::NoCacheDirectory)?,
+            None => cache_dir::of_user().ok_or(BootError::NoCacheDirectory)?,
         });
         let find = || requests.iter().find_map(|request| cache.find(request).filter(suits));
         let wanted = requests[0];

@@ -1,0 +1,37 @@
+//! Images: references, registries, and a store of layers that are never extracted.
+//!
+//! [`Client::pull`] gives an [`Image`]: its configuration, and its layers as [`vfs`](crate::vfs) reads them. The ways
+//! there:
+//! - `reference`, `platform`, `digest`, `manifest`: what is asked for and what is answered, checked.
+//! - `http`, `auth`, `credentials`, `registry`: talking to a registry and its mirrors.
+//! - `pull`, `unpack`: documents, then layers, downloaded and unpacked in one pass.
+//! - `store`: layers by diff-id, records by reference; shared by processes, safe against being killed.
+//!
+//! Everything that comes from a registry or an archive is taken as hostile: sizes are capped, digests verified, and no
+//! name from an image becomes a path of the host. Errors ([`Error`]) say what to do next and never show credentials.
+
+mod auth;
+mod client;
+mod credentials;
+mod digest;
+mod error;
+mod http;
+mod image;
+mod manifest;
+mod options;
+mod platform;
+mod pull;
+mod reference;
+mod registry;
+mod store;
+mod unpack;
+
+pub use client::{Client, ClientBuilder, Entry};
+pub use digest::Digest;
+pub use error::Error;
+pub use image::Image;
+pub use manifest::ImageConfig;
+pub use options::{Progress, PullPolicy};
+pub use platform::Platform;
+pub use reference::Reference;
+pub use store::Freed;
