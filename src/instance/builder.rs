@@ -1,10 +1,12 @@
 //! The options of a machine, and its start.
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::defaults::{Overrides, defaults};
 use super::progress::{Progress, Sink};
 use super::root::Root;
 use super::{Backend, Error, Instance, Mount, Source, Timing};
@@ -13,7 +15,6 @@ use crate::machine::boot::cmdline::{CommandLine, Console as KernelConsole};
 use crate::machine::boot::provider::{Kernel, Provider};
 use crate::machine::boot::{initramfs, loader};
 use crate::machine::{Board, BoardConfig, Console, Ending, Machine, PowerSwitch};
-use crate::process::Defaults;
 use crate::vfs::Limits;
 use crate::virtio::vsock::VsockListener;
 
@@ -43,6 +44,7 @@ pub struct InstanceBuilder {
     hostname: Option<String>,
     mounts: Vec<Mount>,
     limits: Limits,
+    overrides: Overrides,
 }
 
 impl std::fmt::Debug for InstanceBuilder {
@@ -72,6 +74,7 @@ impl InstanceBuilder {
             hostname: None,
             mounts: Vec::new(),
             limits: Limits::default(),
+            overrides: Overrides::default(),
         }
     }
 
@@ -107,6 +110,25 @@ impl InstanceBuilder {
     /// The guest's host name, at most 64 bytes. `cc-` and part of the instance's id unless said otherwise.
     pub fn hostname(mut self, name: impl Into<String>) -> Self {
         self.hostname = Some(name.into());
+        self
+    }
+
+    /// The user of commands that do not name another, instead of the image's: `user`, `user:group`, names or numbers,
+    /// looked up in the guest.
+    pub fn user(mut self, user: impl AsRef<OsStr>) -> Self {
+        self.overrides.user = Some(user.as_ref().to_owned());
+        self
+    }
+
+    /// Sets an environment variable of all commands.
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.overrides.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// The directory that commands start in, instead of the image's. It is made if it is not there.
+    pub fn current_dir(mut self, dir: impl AsRef<OsStr>) -> Self {
+        self.overrides.current_dir = Some(dir.as_ref().to_owned());
         self
     }
 
@@ -186,7 +208,9 @@ impl InstanceBuilder {
             });
         }
         let memory = memory_bytes(self.memory_mb)?;
-        let root = Root::new(&self.source, &self.mounts, self.hostname.take(), &self.limits)?;
+        let defaults = defaults(self.source.config(), &self.overrides);
+        let mut root = Root::new(&self.source, &self.mounts, self.hostname.take(), &self.limits)?;
+        root.start_in(defaults.current_dir.as_deref());
 
         let begin = Instant::now();
         let kernel = self.progress.during(|report| self.provider.kernel(report))?;
@@ -212,7 +236,8 @@ impl InstanceBuilder {
         root.enter(&client).map_err(|e| fail(&machine, e))?;
         let timing = Timing { fetch: fetched - begin, load: loaded - fetched, boot: loaded.elapsed() };
         tracing::debug!(?timing, release = kernel.release, "machine started");
-        Ok(Instance::from_parts(machine, client, defaults(), timing, self.timeout, root.id))
+        let config = self.source.config().cloned();
+        Ok(Instance::from_parts(machine, client, defaults, timing, self.timeout, root.id, config))
     }
 
     /// Makes the machine and lets it run. The listener is there before the guest can connect.
@@ -262,17 +287,6 @@ impl InstanceBuilder {
             .map_err(|source| Error::Host { what: "listening for the guest's agent", source })?;
         let machine = Machine::start(board, &state, console, &power, self.timeout)?;
         Ok((machine, listener))
-    }
-}
-
-/// What commands start with in a machine without an image's configuration.
-fn defaults() -> Defaults {
-    Defaults {
-        env: vec![
-            ("PATH".into(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
-            ("HOME".into(), "/root".into()),
-        ],
-        ..Defaults::default()
     }
 }
 

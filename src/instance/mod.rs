@@ -5,13 +5,14 @@
 //! never disturbs another. When it has ended every pending and later operation fails at once.
 
 mod builder;
+mod defaults;
 mod error;
 mod mount;
 mod progress;
 mod root;
 mod source;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,6 +25,7 @@ pub use source::Source;
 
 use crate::agent::Client;
 use crate::machine::{Ending, Machine};
+use crate::oci::ImageConfig;
 use crate::process::{Command, Defaults};
 
 /// What a machine runs on.
@@ -69,6 +71,7 @@ pub struct Instance {
     timing: Timing,
     lifetime: Option<Duration>,
     id: String,
+    config: Option<ImageConfig>,
     closed: AtomicBool,
 }
 
@@ -77,13 +80,13 @@ impl Instance {
     ///
     /// # Errors
     /// Any [`Error`].
-    pub fn new(source: Source) -> Result<Self, Error> {
+    pub fn new(source: impl Into<Source>) -> Result<Self, Error> {
         Self::builder(source).start()
     }
 
     /// Options for a machine that starts from `source`.
-    pub fn builder(source: Source) -> InstanceBuilder {
-        InstanceBuilder::new(source)
+    pub fn builder(source: impl Into<Source>) -> InstanceBuilder {
+        InstanceBuilder::new(source.into())
     }
 
     fn from_parts(
@@ -93,14 +96,37 @@ impl Instance {
         timing: Timing,
         lifetime: Option<Duration>,
         id: String,
+        config: Option<ImageConfig>,
     ) -> Self {
         let closed = AtomicBool::new(false);
-        Self { machine, client, defaults: Arc::new(defaults), timing, lifetime, id, closed }
+        Self { machine, client, defaults: Arc::new(defaults), timing, lifetime, id, config, closed }
     }
 
     /// A command to run in the machine. This corresponds to [`std::process::Command::new`].
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         Command::new(self.client.clone(), self.defaults.clone(), program)
+    }
+
+    /// The command that the image is made for: its entry point, with `args` or, if there are none, the image's default
+    /// arguments. Where the image says nothing, `args` are the command, and `/bin/sh` is if there are none either.
+    pub fn entrypoint_command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut words: Vec<OsString> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
+        if let Some(config) = &self.config {
+            if words.is_empty() {
+                words = config.cmd.iter().map(OsString::from).collect();
+            }
+            words.splice(..0, config.entrypoint.iter().map(OsString::from));
+        }
+        let mut words = words.into_iter();
+        let program = words.next().unwrap_or_else(|| "/bin/sh".into());
+        let mut command = self.command(program);
+        command.args(words);
+        command
+    }
+
+    /// What the image says about how its programs are run, if the machine runs from an image.
+    pub fn image_config(&self) -> Option<&ImageConfig> {
+        self.config.as_ref()
     }
 
     /// A name for this machine: 16 hexadecimal digits, different for each.

@@ -1,6 +1,6 @@
 //! The file systems of one machine, and how its agent is told to live in them.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::io;
 use std::sync::Arc;
 
@@ -53,6 +53,12 @@ impl Root {
             places.push((string(&mount.tag)?, string(&mount.target)?, !mount.writable));
         }
         Ok(Self { id, hostname, served, mounts: places, directory: None })
+    }
+
+    /// Has the directory made that commands start in.
+    pub(super) fn start_in(&mut self, directory: Option<&OsStr>) {
+        // With NUL in it, starting a command says what is wrong.
+        self.directory = directory.and_then(|dir| CString::new(dir.as_encoded_bytes()).ok());
     }
 
     /// The tags of all file systems, in the order of the devices.

@@ -1,14 +1,16 @@
 //! What a machine's file system starts from.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Error;
 use super::progress::Sink;
 use crate::machine::boot::provider::Provider;
 use crate::machine::boot::userland;
+use crate::oci::{Image, ImageConfig};
 use crate::vfs::layer::Layer;
-use crate::vfs::{FileSystem, Limits, Overlay};
+use crate::vfs::{FileSystem, HostDirOptions, Limits, Overlay, Ownership};
 
 /// What a machine's file system starts from. Cheap to clone; one source can start any number of
 /// machines.
@@ -23,6 +25,8 @@ pub struct Source {
 pub(super) enum Kind {
     /// The layer around a static busybox.
     Busybox(Layer),
+    Image(Image),
+    Directory(Arc<Path>, Ownership),
 }
 
 impl Source {
@@ -51,14 +55,75 @@ impl Source {
         Ok(Self { kind: Kind::Busybox(layer) })
     }
 
+    /// A root file system in a directory of the host, such as an unpacked image. The directory is never changed and
+    /// never left; it should stand still while machines run from it. Owners are as on the host if this process is root
+    /// there; else its own user's files look like root's.
+    ///
+    /// # Errors
+    /// [`Error::Root`] when it is no directory that can be read.
+    pub fn directory(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let failed = |e| Error::Root { what: format!("the directory {}", path.display()), source: Box::new(e) };
+        // A relative path must mean the same when a machine starts.
+        let path = std::path::absolute(path).map_err(failed)?;
+        std::fs::read_dir(&path).map_err(failed)?;
+        let ownership = match crate::sys::is_privileged() {
+            true => Ownership::AsIs,
+            false => Ownership::Recorded { uid: 0, gid: 0 },
+        };
+        Ok(Self { kind: Kind::Directory(path.into(), ownership) })
+    }
+
+    /// The image this is, if it is one.
+    pub fn image(&self) -> Option<&Image> {
+        match &self.kind {
+            Kind::Image(image) => Some(image),
+            _ => None,
+        }
+    }
+
+    pub(super) fn config(&self) -> Option<&ImageConfig> {
+        self.image().map(Image::config)
+    }
+
     /// A writable file system that starts as this source is, for one machine.
     pub(super) fn root(&self, limits: Limits) -> Result<Arc<dyn FileSystem>, Error> {
-        match &self.kind {
+        let (overlay, what) = match &self.kind {
             Kind::Busybox(layer) => {
-                let overlay = Overlay::new(vec![layer.clone()], limits)
-                    .map_err(|e| Error::Root { what: "the built-in userland".into(), source: Box::new(e) })?;
-                Ok(Arc::new(overlay))
+                (Overlay::new(vec![layer.clone()], limits), "the built-in userland".to_owned())
             }
+            Kind::Image(image) => {
+                let name = image.reference().map_or_else(|| image.digest().to_string(), str::to_owned);
+                (Overlay::new(image.layers().to_vec(), limits), format!("the image {name}"))
+            }
+            Kind::Directory(path, ownership) => {
+                // It stands still, so what was seen of it stays true.
+                let cache = Duration::from_secs(1 << 30);
+                let options = HostDirOptions { ownership: *ownership, cache, ..HostDirOptions::default() };
+                (Overlay::over_directory(path, options, limits), format!("the directory {}", path.display()))
+            }
+        };
+        match overlay {
+            Ok(overlay) => Ok(Arc::new(overlay)),
+            Err(e) => Err(Error::Root { what, source: Box::new(e) }),
         }
+    }
+}
+
+impl From<Image> for Source {
+    fn from(image: Image) -> Self {
+        Self { kind: Kind::Image(image) }
+    }
+}
+
+impl From<&Image> for Source {
+    fn from(image: &Image) -> Self {
+        image.clone().into()
+    }
+}
+
+impl From<&Source> for Source {
+    fn from(source: &Source) -> Self {
+        source.clone()
     }
 }

@@ -162,7 +162,7 @@ pub struct ImageConfig {
 
 impl ImageConfig {
     /// Reads a configuration; `what` names it in errors.
-    pub(super) fn parse(bytes: &[u8], what: &str) -> Result<ImageConfig, Error> {
+    pub(crate) fn parse(bytes: &[u8], what: &str) -> Result<ImageConfig, Error> {
         let bad = |reason: String| Error::malformed(what, reason);
         let parsed: ImageConfiguration = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
         if parsed.rootfs().typ() != "layers" {
