@@ -6,7 +6,7 @@
 //! - [`boot`]: mounts, kernel modules, host name, loopback (only as PID 1 of a guest)
 //! - [`server`]: the connection to the host and the event loop
 //! - [`stream`]: one running command: its pipes and their flow control
-//! - [`spawn`]: starting a process; [`users`]: whom it becomes
+//! - [`spawn`]: starting a process; [`users`]: whom it becomes, [`pty`]: its terminal
 //! - [`sys`], [`heap`], [`mem`]: system calls, allocator, memory functions
 //!
 //! As PID 1 it connects to vsock port [`protocol::PORT`] of the host and, when that connection ends
@@ -28,6 +28,7 @@ mod mem;
 #[path = "../src/agent/protocol.rs"]
 #[allow(dead_code)]
 mod protocol;
+mod pty;
 mod server;
 mod spawn;
 mod stream;

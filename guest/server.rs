@@ -8,7 +8,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use crate::protocol::{self, Channel, Decoder, Ending, Error, Exited, Message, Spawn};
+use crate::protocol::{self, Channel, Decoder, Ending, Error, Exited, Message, Mode, Spawn};
 use crate::stream::{Context, SEND_HIGH, Stream};
 use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, Errno, Fd};
 use crate::spawn::Failure;
@@ -92,8 +92,8 @@ impl Server {
     pub(crate) fn new(link: Link) -> sys::Result<Self> {
         // All signals are blocked: children come by descriptor, and EPIPE says what SIGPIPE would.
         sys::set_signal_mask(u64::MAX);
-        sys::default_action(sys::SIGPIPE);
-        sys::default_action(sys::SIGCHLD);
+        // What is ignored here would be ignored by every command.
+        (1..=64).for_each(sys::default_action);
         let epoll = Epoll::new()?;
         let children = sys::signal_fd(1 << (sys::SIGCHLD - 1))?;
         epoll.watch(&children, 0, EPOLLIN, CHILDREN)?;
@@ -320,7 +320,8 @@ impl Server {
                 Message::Spawned(started.pid as u32).encode(id, &mut self.outgoing);
                 let mut cx =
                     Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
-                self.streams.insert(key, Stream::new(key, id, started, &mut cx));
+                let mute = spawn.terminal.is_some() && spawn.stdio[1] == Mode::Null;
+                self.streams.insert(key, Stream::new(key, id, started, mute, &mut cx));
             }
             Err(Failure(Errno(errno), obstacle)) => Message::SpawnFailed(errno, obstacle).encode(id, &mut self.outgoing),
         }
@@ -339,6 +340,7 @@ impl Server {
             Message::Close(channel) => stream.on_close(channel, false, &mut cx),
             Message::Discard(channel) => stream.on_close(channel, true, &mut cx),
             Message::Signal(signal) => stream.signal(signal),
+            Message::Resize(rows, cols) => stream.resize(rows, cols),
             _ => return Err(Error::Unexpected),
         }
         if stream.is_over() {

@@ -116,7 +116,8 @@ impl Client {
     /// failed with; one without tells of its user or working directory and has that code's error as
     /// its source.
     pub fn spawn(&self, spawn: Spawn<'_>) -> io::Result<Stream> {
-        let piped = spawn.stdio.map(|mode| mode == protocol::Mode::Piped);
+        let mut piped = spawn.stdio.map(|mode| mode == protocol::Mode::Piped);
+        piped[2] &= spawn.terminal.is_none();
         let mut frame = Vec::new();
         let (user, cwd) = (spawn.user, spawn.cwd);
         let (stream, id) = self.open(Slot::with_channels(piped))?;

@@ -109,6 +109,8 @@ pub enum Obstacle {
     Group = 2,
     /// [`Spawn::cwd`].
     Directory = 3,
+    /// [`Spawn::terminal`].
+    Terminal = 4,
 }
 
 impl Obstacle {
@@ -118,6 +120,7 @@ impl Obstacle {
             1 => Ok(Obstacle::User),
             2 => Ok(Obstacle::Group),
             3 => Ok(Obstacle::Directory),
+            4 => Ok(Obstacle::Terminal),
             _ => Err(Error::Malformed),
         }
     }
@@ -155,6 +158,9 @@ pub struct Spawn<'a> {
     pub cwd: Option<&'a CStr>,
     /// Standard input, output and error.
     pub stdio: [Mode; 3],
+    /// A terminal of these rows and columns in place of pipes, in a session of its own. What it says
+    /// is standard output; input and output that are null are at their end and thrown away.
+    pub terminal: Option<(u16, u16)>,
     /// User to become as `user`, `user:group` or `:group`, names or numbers of the guest's root.
     pub user: Option<&'a CStr>,
     /// Whether to set `HOME` to that user's home directory.
@@ -210,6 +216,8 @@ pub enum Message<'a> {
     Drained(Channel),
     /// Host: send this signal to the command's process group.
     Signal(i32),
+    /// Host: give the command's terminal these rows and columns.
+    Resize(u16, u16),
     /// Agent: the command ended.
     Exited(Exited),
     /// Both ways, on stream 0: answer with the same number.
@@ -249,6 +257,7 @@ mod kind {
     pub(super) const RESEED: u8 = 17;
     pub(super) const SET_HOSTNAME: u8 = 18;
     pub(super) const REPLY: u8 = 19;
+    pub(super) const RESIZE: u8 = 24;
 }
 
 impl<'a> Message<'a> {
@@ -279,6 +288,10 @@ impl<'a> Message<'a> {
             Message::Credit(channel, bytes) => {
                 out.push(*channel as u8);
                 out.extend_from_slice(&bytes.to_le_bytes());
+            }
+            Message::Resize(rows, cols) => {
+                out.extend_from_slice(&rows.to_le_bytes());
+                out.extend_from_slice(&cols.to_le_bytes());
             }
             Message::Exited(e) => {
                 out.extend_from_slice(&e.status.to_le_bytes());
@@ -311,6 +324,7 @@ impl<'a> Message<'a> {
             Message::Discard(_) => kind::DISCARD,
             Message::Drained(_) => kind::DRAINED,
             Message::Signal(_) => kind::SIGNAL,
+            Message::Resize(..) => kind::RESIZE,
             Message::Exited(_) => kind::EXITED,
             Message::Ping(_) => kind::PING,
             Message::Pong(_) => kind::PONG,
@@ -330,7 +344,7 @@ impl<'a> Message<'a> {
                 if r.array::<4>() != Ok(MAGIC) {
                     return Err(Error::NotAgent);
                 }
-                Message::Hello(u16::from_le_bytes(r.array()?))
+                Message::Hello(r.u16()?)
             }
             kind::SPAWN => Message::Spawn(Spawn::decode(&mut r)?),
             kind::SPAWNED => Message::Spawned(r.u32()?),
@@ -342,6 +356,7 @@ impl<'a> Message<'a> {
             kind::DISCARD => Message::Discard(r.channel()?),
             kind::DRAINED => Message::Drained(r.channel()?),
             kind::SIGNAL => Message::Signal(r.i32()?),
+            kind::RESIZE => Message::Resize(r.u16()?, r.u16()?),
             kind::EXITED => Message::Exited(Exited {
                 status: r.i32()?,
                 user_us: r.u64()?,
@@ -376,10 +391,15 @@ impl<'a> Spawn<'a> {
             | u8::from(self.groups.is_some()) << 3
             | u8::from(self.new_session) << 4
             | u8::from(self.user.is_some()) << 5
-            | u8::from(self.set_home) << 6;
+            | u8::from(self.set_home) << 6
+            | u8::from(self.terminal.is_some()) << 7;
         out.push(flags);
         out.extend(self.stdio.map(|m| m as u8));
         out.extend_from_slice(&self.process_group.to_le_bytes());
+        if let Some((rows, cols)) = self.terminal {
+            out.extend_from_slice(&rows.to_le_bytes());
+            out.extend_from_slice(&cols.to_le_bytes());
+        }
         for id in [self.uid, self.gid].into_iter().flatten() {
             out.extend_from_slice(&id.to_le_bytes());
         }
@@ -403,9 +423,6 @@ impl<'a> Spawn<'a> {
 
     fn decode(r: &mut Reader<'a>) -> Result<Self, Error> {
         let flags = r.u8()?;
-        if flags & !0x7f != 0 {
-            return Err(Error::Malformed);
-        }
         let mut stdio = [Mode::Null; 3];
         for mode in &mut stdio {
             *mode = match r.u8()? {
@@ -415,6 +432,7 @@ impl<'a> Spawn<'a> {
             };
         }
         let process_group = r.i32()?;
+        let terminal = if flags & 128 != 0 { Some((r.u16()?, r.u16()?)) } else { None };
         let uid = if flags & 2 != 0 { Some(r.u32()?) } else { None };
         let gid = if flags & 4 != 0 { Some(r.u32()?) } else { None };
         let groups = if flags & 8 != 0 { Some(r.list(4, Reader::u32)?) } else { None };
@@ -431,6 +449,7 @@ impl<'a> Spawn<'a> {
             env,
             cwd,
             stdio,
+            terminal,
             user,
             set_home,
             uid,
@@ -562,6 +581,10 @@ impl<'a> Reader<'a> {
 
     fn u8(&mut self) -> Result<u8, Error> {
         self.array::<1>().map(|[b]| b)
+    }
+
+    fn u16(&mut self) -> Result<u16, Error> {
+        self.array().map(u16::from_le_bytes)
     }
 
     fn u32(&mut self) -> Result<u32, Error> {

@@ -25,6 +25,7 @@ pub struct Child {
     /// The reading end of its standard error, if that is piped.
     pub stderr: Option<ChildStderr>,
     pub(super) stream: Stream,
+    pub(super) terminal: bool,
 }
 
 impl Child {
@@ -88,6 +89,23 @@ impl Child {
     /// the process has ended. Has no twin in std.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         self.stream.signal(signal)
+    }
+
+    /// Gives the process's terminal another size and has its foreground programs told (`SIGWINCH`).
+    /// Does nothing, and costs nothing, when the process has ended. Has no twin in std.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] for a process without a terminal of its own
+    /// ([`Command::pty`](super::Command::pty)), [`io::ErrorKind::NotConnected`] once the machine has
+    /// ended.
+    pub fn resize(&self, rows: u16, cols: u16) -> io::Result<()> {
+        if !self.terminal {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the process has no terminal of its own",
+            ));
+        }
+        self.stream.resize(rows, cols)
     }
 
     /// What the process used, once it has ended. Has no twin in std.

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::child::{Child, ChildStderr, ChildStdout};
+use super::pty::PtySize;
 use super::status::{ExitStatus, Output};
 use super::stdio::{Drain, Feed, Kind, Stdio};
 use crate::agent::protocol::Spawn;
@@ -47,6 +48,7 @@ pub struct Command {
     stdin: Option<Stdio>,
     stdout: Option<Stdio>,
     stderr: Option<Stdio>,
+    pty: Option<PtySize>,
     user: Option<OsString>,
     uid: Option<u32>,
     gid: Option<u32>,
@@ -68,6 +70,7 @@ impl Command {
             stdin: None,
             stdout: None,
             stderr: None,
+            pty: None,
             user: None,
             uid: None,
             gid: None,
@@ -153,6 +156,24 @@ impl Command {
     /// [`status`](Command::status), piped for [`output`](Command::output).
     pub fn stderr(&mut self, stderr: impl Into<Stdio>) -> &mut Self {
         self.stderr = Some(stderr.into());
+        self
+    }
+
+    /// Runs the command on a terminal of its own, of this size: standard input, output and error are
+    /// one pseudo-terminal, which controls the new session that the command leads. `TERM` is
+    /// `xterm-256color` unless the environment has one or was cleared. Has no twin in std.
+    ///
+    /// Everything the terminal says, standard error included, is standard output here; what was set for
+    /// [`stderr`](Command::stderr) does not count. What is written to standard input is what is typed.
+    /// Its end is typed too (Control-D) if the terminal takes lines at that moment, and is nothing to
+    /// programs that take single keys. Null input is at its end from the beginning.
+    ///
+    /// The terminal hangs up (`SIGHUP`) when the command ends, or when its
+    /// [`stdout`](Child::stdout) is dropped. [`Child::kill`] also reaches the foreground job of a
+    /// shell. Output passes as the guest's terminal makes it, which by default sends `\r\n` for `\n`
+    /// and echoes its input. The host's own terminal is left as it is.
+    pub fn pty(&mut self, size: PtySize) -> &mut Self {
+        self.pty = Some(size);
         self
     }
 
@@ -244,7 +265,11 @@ impl Command {
         let base = if self.env_clear { &[][..] } else { &self.defaults.env };
         let kept = base.iter().filter(|(key, _)| !self.env.contains_key(key)).map(|(k, v)| (k, v));
         let set = self.env.iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+        let term = (self.pty.is_some() && self.may_add("TERM", false))
+            .then_some((OsStr::new("TERM"), OsStr::new("xterm-256color")));
         kept.chain(set)
+            .map(|(key, value)| (&**key, &**value))
+            .chain(term)
             .map(|(key, value)| {
                 guest_string([key.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat())
             })
@@ -262,7 +287,10 @@ impl Command {
         let [stdin, stdout, stderr] = default;
         let stdin = take(&mut self.stdin, stdin)?;
         let stdout = take(&mut self.stdout, stdout)?;
-        let stderr = take(&mut self.stderr, stderr)?;
+        let stderr = match self.pty {
+            Some(_) => Kind::Null,
+            None => take(&mut self.stderr, stderr)?,
+        };
         let stdio = [stdin.mode(), stdout.mode(), stderr.mode()];
         let feed = Feed::new(stdin)?;
         let drain_stdout = Drain::new(stdout, agent::Output::Stdout)?;
@@ -291,6 +319,7 @@ impl Command {
             env: env.iter().map(|s| &**s).collect(),
             cwd: cwd.as_deref(),
             stdio,
+            terminal: self.pty.map(|size| (size.rows, size.cols)),
             user: user.as_deref(),
             set_home: self.may_add("HOME", self.user.is_some()),
             uid,
@@ -309,6 +338,7 @@ impl Command {
                     .start(&stream, agent::Output::Stderr)?
                     .then(|| ChildStderr::new(stream.clone())),
                 stream: stream.clone(),
+                terminal: self.pty.is_some(),
             })
         };
         // No thread to carry its bytes: the command must not run on without its caller.

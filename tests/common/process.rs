@@ -1,5 +1,5 @@
 //! What `cc::process` promises, as functions over any place where commands run. The module that
-//! includes this file has `Command`, `Stdio` and `Output` in scope and gives a factory of commands;
+//! includes this file has `cc::process` in scope and gives a factory of commands;
 //! the place has `sh`, `cat`, `head`, `yes`, `sleep`, `awk`, `id` and `ls`.
 
 use std::ffi::OsStr;
@@ -9,7 +9,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Command, Output, Stdio};
+use super::{Child, Command, Output, PtySize, Stdio};
+
+mod pty;
+pub(crate) use pty::*;
 
 /// Makes a command for a program by name.
 pub(crate) type Factory<'a> = &'a (dyn Fn(&str) -> Command + Sync);
