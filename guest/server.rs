@@ -4,14 +4,14 @@
 //! is detached and goes on; a new connection is a new generation, in which the host counts its
 //! streams anew. Nothing here waits but [`Epoll::wait`].
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
 use crate::protocol::{self, Channel, Decoder, Ending, Error, Exited, Message, Mode, Spawn};
+use crate::spawn::Failure;
 use crate::stream::{Context, SEND_HIGH, Stream};
 use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, Errno, Fd};
-use crate::spawn::Failure;
 use crate::{log, spawn};
 
 const MAX_STREAMS: usize = 1024;
@@ -85,6 +85,8 @@ pub(crate) struct Server {
     outgoing: Vec<u8>,
     starved: bool,
     streams: BTreeMap<u64, Stream>,
+    /// When the time of which stream is over, for those that run.
+    deadlines: BTreeSet<(u64, u64)>,
     shutdown: Option<Shutdown>,
 }
 
@@ -115,6 +117,7 @@ impl Server {
             outgoing: Vec::new(),
             starved: false,
             streams: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
             shutdown: None,
         };
         if let Link::Inherited(fd) = link {
@@ -142,10 +145,18 @@ impl Server {
 
     /// Does what is due and says how many milliseconds there are until something is; -1 for never.
     fn on_time(&mut self) -> i32 {
-        if let (Connection::Up { .. }, None) = (&self.connection, &self.shutdown) {
+        if let (Connection::Up { .. }, None, true) =
+            (&self.connection, &self.shutdown, self.deadlines.is_empty())
+        {
             return -1;
         }
         let now = sys::now();
+        while let Some((_, key)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
+            self.deadlines.pop_first();
+            if let Some(stream) = self.streams.get_mut(&key) {
+                stream.on_deadline();
+            }
+        }
         match &self.connection {
             Connection::Down { retry_at } if *retry_at <= now => self.connect(now),
             Connection::Connecting { until, .. } if *until <= now => self.go_down(),
@@ -160,6 +171,7 @@ impl Server {
             Connection::Up { .. } => u64::MAX,
         };
         let next = next.min(self.shutdown.as_ref().map_or(u64::MAX, |s| s.until));
+        let next = next.min(self.deadlines.first().map_or(u64::MAX, |(at, _)| *at));
         if next == u64::MAX { -1 } else { (next.saturating_sub(now) / MS + 1).min(60_000) as i32 }
     }
 
@@ -321,9 +333,17 @@ impl Server {
                 let mut cx =
                     Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
                 let mute = spawn.terminal.is_some() && spawn.stdio[1] == Mode::Null;
-                self.streams.insert(key, Stream::new(key, id, started, mute, &mut cx));
+                let mut stream = Stream::new(key, id, started, mute, &mut cx);
+                if spawn.timeout_ns > 0 {
+                    let at = sys::now().saturating_add(spawn.timeout_ns);
+                    self.deadlines.insert((at, key));
+                    stream.deadline = Some(at);
+                }
+                self.streams.insert(key, stream);
             }
-            Err(Failure(Errno(errno), obstacle)) => Message::SpawnFailed(errno, obstacle).encode(id, &mut self.outgoing),
+            Err(Failure(Errno(errno), obstacle)) => {
+                Message::SpawnFailed(errno, obstacle).encode(id, &mut self.outgoing)
+            }
         }
         Ok(())
     }
@@ -378,7 +398,11 @@ impl Server {
                 user_us: micros(usage.user),
                 system_us: micros(usage.system),
                 max_rss_kib: usage.max_rss_kib.max(0) as u64,
+                timed_out: false,
             };
+            if let Some(at) = stream.deadline {
+                self.deadlines.remove(&(at, stream.key));
+            }
             let mut cx =
                 Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
             stream.on_exit(exited, &mut cx);

@@ -193,7 +193,10 @@ fn become_command(plan: &Plan<'_>) -> core::result::Result<core::convert::Infall
         sys::dup_to(*fd, n as i32)?;
     }
     if plan.own_limits {
-        sys::limit_files(1024, 524_288)?;
+        sys::set_limit(sys::RLIMIT_NOFILE, 1024, 524_288)?;
+    }
+    for limit in &spawn.limits {
+        sys::set_limit(limit.resource, limit.soft, limit.hard).map_err(|e| Failure(e, Obstacle::Limit))?;
     }
     let who = &plan.who;
     match (&who.groups, who.uid) {

@@ -79,11 +79,14 @@ struct Output {
 }
 
 pub(crate) struct Stream {
-    key: u64,
+    pub(crate) key: u64,
     id: u32,
     pub(crate) pid: i32,
     group: i32,
     pub(crate) ended: bool,
+    /// When its time is over, and whether that has come.
+    pub(crate) deadline: Option<u64>,
+    timed_out: bool,
     attached: bool,
     input: Option<Input>,
     outputs: [Option<Output>; 2],
@@ -119,8 +122,19 @@ impl Stream {
             })
         });
         let (pid, group) = (started.pid, started.group);
-        let mut stream =
-            Stream { key, id, pid, group, ended: false, attached: true, input, outputs, terminal };
+        let mut stream = Stream {
+            key,
+            id,
+            pid,
+            group,
+            ended: false,
+            deadline: None,
+            timed_out: false,
+            attached: true,
+            input,
+            outputs,
+            terminal,
+        };
         stream.rewatch(cx);
         stream
     }
@@ -148,6 +162,12 @@ impl Stream {
         if self.group != self.pid || sys::getpgid(self.pid) != Ok(self.group) {
             let _ = sys::kill(self.pid, signal);
         }
+    }
+
+    /// Its time is over.
+    pub(crate) fn on_deadline(&mut self) {
+        self.timed_out = true;
+        self.signal(sys::SIGKILL);
     }
 
     /// Changes the size of the command's terminal, if it has one still.
@@ -306,8 +326,9 @@ impl Stream {
     }
 
     /// The command has ended: sends what its pipes hold, then how it ended.
-    pub(crate) fn on_exit(&mut self, exited: Exited, cx: &mut Context<'_>) {
+    pub(crate) fn on_exit(&mut self, mut exited: Exited, cx: &mut Context<'_>) {
         self.ended = true;
+        exited.timed_out = self.timed_out && exited.status & 0x7f == sys::SIGKILL;
         // What others that have the terminal open read from it is not ours to wait for.
         if self.terminal.take().is_some() {
             self.close_input(cx);

@@ -475,12 +475,13 @@ pub(crate) fn become_subreaper() -> Result<()> {
     unsafe { call3(nr::PRCTL, PR_SET_CHILD_SUBREAPER, 1, 0) }.map(drop)
 }
 
-/// Sets the soft and hard limit of open files.
-pub(crate) fn limit_files(soft: u64, hard: u64) -> Result<()> {
-    const RLIMIT_NOFILE: usize = 7;
+pub(crate) const RLIMIT_NOFILE: u8 = 7;
+
+/// Sets a soft and a hard limit of ours.
+pub(crate) fn set_limit(resource: u8, soft: u64, hard: u64) -> Result<()> {
     let limit = [soft, hard];
     // SAFETY: the kernel reads two words and writes none.
-    unsafe { call4(nr::PRLIMIT64, 0, RLIMIT_NOFILE, limit.as_ptr() as usize, 0) }.map(drop)
+    unsafe { call4(nr::PRLIMIT64, 0, resource.into(), limit.as_ptr() as usize, 0) }.map(drop)
 }
 
 /// Blocks exactly the signals of `mask`, bit n-1 for signal n.

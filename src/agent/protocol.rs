@@ -111,6 +111,8 @@ pub enum Obstacle {
     Directory = 3,
     /// [`Spawn::terminal`].
     Terminal = 4,
+    /// [`Spawn::limits`].
+    Limit = 5,
 }
 
 impl Obstacle {
@@ -121,6 +123,7 @@ impl Obstacle {
             2 => Ok(Obstacle::Group),
             3 => Ok(Obstacle::Directory),
             4 => Ok(Obstacle::Terminal),
+            5 => Ok(Obstacle::Limit),
             _ => Err(Error::Malformed),
         }
     }
@@ -143,6 +146,17 @@ pub enum Ending {
     PowerOff = 0,
     /// Reset.
     Restart = 1,
+}
+
+/// A limit of a process, as `setrlimit(2)` has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// Which, by Linux's number.
+    pub resource: u8,
+    /// Where it begins to be felt; all ones for nowhere.
+    pub soft: u64,
+    /// How far the process itself may raise it, likewise.
+    pub hard: u64,
 }
 
 /// A command to start.
@@ -175,6 +189,10 @@ pub struct Spawn<'a> {
     pub process_group: i32,
     /// Whether to begin a session instead (its own process group too).
     pub new_session: bool,
+    /// Set in this order before it becomes its user.
+    pub limits: Vec<Limit>,
+    /// Nanoseconds after which its process group is killed, 0 for never.
+    pub timeout_ns: u64,
 }
 
 /// How a command ended and what it used.
@@ -188,6 +206,8 @@ pub struct Exited {
     pub system_us: u64,
     /// Peak resident memory in KiB.
     pub max_rss_kib: u64,
+    /// Whether it was [`Spawn::timeout_ns`] that ended it.
+    pub timed_out: bool,
 }
 
 /// All messages.
@@ -298,6 +318,7 @@ impl<'a> Message<'a> {
                 for v in [e.user_us, e.system_us, e.max_rss_kib] {
                     out.extend_from_slice(&v.to_le_bytes());
                 }
+                out.push(e.timed_out.into());
             }
             Message::Ping(v) | Message::Pong(v) | Message::SetTime(v) => {
                 out.extend_from_slice(&v.to_le_bytes());
@@ -362,6 +383,7 @@ impl<'a> Message<'a> {
                 user_us: r.u64()?,
                 system_us: r.u64()?,
                 max_rss_kib: r.u64()?,
+                timed_out: r.u8()? != 0,
             }),
             kind::PING => Message::Ping(r.u64()?),
             kind::PONG => Message::Pong(r.u64()?),
@@ -396,6 +418,13 @@ impl<'a> Spawn<'a> {
         out.push(flags);
         out.extend(self.stdio.map(|m| m as u8));
         out.extend_from_slice(&self.process_group.to_le_bytes());
+        out.extend_from_slice(&self.timeout_ns.to_le_bytes());
+        out.extend_from_slice(&(self.limits.len() as u32).to_le_bytes());
+        for limit in &self.limits {
+            out.push(limit.resource);
+            out.extend_from_slice(&limit.soft.to_le_bytes());
+            out.extend_from_slice(&limit.hard.to_le_bytes());
+        }
         if let Some((rows, cols)) = self.terminal {
             out.extend_from_slice(&rows.to_le_bytes());
             out.extend_from_slice(&cols.to_le_bytes());
@@ -431,7 +460,8 @@ impl<'a> Spawn<'a> {
                 _ => return Err(Error::Malformed),
             };
         }
-        let process_group = r.i32()?;
+        let (process_group, timeout_ns) = (r.i32()?, r.u64()?);
+        let limits = r.list(17, |r| Ok(Limit { resource: r.u8()?, soft: r.u64()?, hard: r.u64()? }))?;
         let terminal = if flags & 128 != 0 { Some((r.u16()?, r.u16()?)) } else { None };
         let uid = if flags & 2 != 0 { Some(r.u32()?) } else { None };
         let gid = if flags & 4 != 0 { Some(r.u32()?) } else { None };
@@ -457,6 +487,8 @@ impl<'a> Spawn<'a> {
             groups,
             process_group,
             new_session,
+            limits,
+            timeout_ns,
         })
     }
 }

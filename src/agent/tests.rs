@@ -65,6 +65,8 @@ proptest! {
         ids in (any::<Option<u32>>(), any::<Option<u32>>(), proptest::option::of(vec(any::<u32>(), 0..9))),
         group in any::<i32>(),
         new_session in any::<bool>(),
+        limits in vec(any::<(u8, u64, u64)>(), 0..4),
+        timeout in any::<u64>(),
         user in proptest::option::of(string()),
         set_home in any::<bool>(),
         terminal in any::<Option<(u16, u16)>>(),
@@ -87,6 +89,8 @@ proptest! {
             groups: ids.2,
             process_group: group,
             new_session,
+            limits: limits.into_iter().map(|(resource, soft, hard)| Limit { resource, soft, hard }).collect(),
+            timeout_ns: timeout,
         };
         let message = Message::Spawn(spawn);
         let mut seen = 0;
@@ -106,7 +110,7 @@ proptest! {
         piece in 1usize..3000,
     ) {
         let (u, i) = (n as u32, n as i32);
-        let exited = Exited { status: i, user_us: n, system_us: !n, max_rss_kib: n / 3 };
+        let exited = Exited { status: i, user_us: n, system_us: !n, max_rss_kib: n / 3, timed_out: n % 2 == 1 };
         let messages = [
             Message::Hello(n as u16), Message::Spawned(u), Message::SpawnFailed(i, Obstacle::Group),
             Message::Data(channel, &bytes), Message::Eof(channel), Message::Credit(channel, u),

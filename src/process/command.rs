@@ -6,12 +6,14 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::child::{Child, ChildStderr, ChildStdout};
+use super::limits::Resource;
 use super::pty::PtySize;
 use super::status::{ExitStatus, Output};
 use super::stdio::{Drain, Feed, Kind, Stdio};
-use crate::agent::protocol::Spawn;
+use crate::agent::protocol::{Limit, Spawn};
 use crate::agent::{self, Client};
 
 /// What commands of an instance start with: the image's configuration.
@@ -54,6 +56,9 @@ pub struct Command {
     gid: Option<u32>,
     groups: Option<Vec<u32>>,
     process_group: i32,
+    setsid: bool,
+    limits: Vec<Limit>,
+    timeout: Option<Duration>,
 }
 
 impl Command {
@@ -76,6 +81,9 @@ impl Command {
             gid: None,
             groups: None,
             process_group: 0,
+            setsid: false,
+            limits: Vec::new(),
+            timeout: None,
         }
     }
 
@@ -220,6 +228,36 @@ impl Command {
         self
     }
 
+    /// Has the command lead a new session, and with it a new process group, without a terminal. A
+    /// command with a terminal of its own ([`pty`](Command::pty)) does so anyway. This corresponds to
+    /// the unstable `setsid` of [`std::os::unix::process::CommandExt`].
+    pub fn setsid(&mut self, setsid: bool) -> &mut Self {
+        self.setsid = setsid;
+        self
+    }
+
+    /// Limits what the command, and every process it starts, may use of a resource: `soft` is where the
+    /// limit is, `hard` how far the command itself may raise it; [`Resource::UNLIMITED`] is none. Of
+    /// two limits of one resource the later counts. Has no twin in std.
+    ///
+    /// A limit that the guest refuses (`soft` above `hard`: [`io::ErrorKind::InvalidInput`]) is an error
+    /// when the command starts.
+    pub fn rlimit(&mut self, resource: Resource, soft: u64, hard: u64) -> &mut Self {
+        let resource = resource as u8;
+        self.limits.retain(|limit| limit.resource != resource);
+        self.limits.push(Limit { resource, soft, hard });
+        self
+    }
+
+    /// Has the command killed, with its process group, when it still runs after so long; the guest does
+    /// that by itself, whether anybody waits or not. What waits for the command then fails with
+    /// [`io::ErrorKind::TimedOut`]. The clock is the machine's and stands still while it is paused. Has
+    /// no twin in std.
+    pub fn timeout(&mut self, timeout: Duration) -> &mut Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
     /// Starts the command. Errors: those of `exec` in the guest, such as
     /// [`io::ErrorKind::NotFound`] and [`io::ErrorKind::PermissionDenied`], with the guest's errno; the
     /// same kinds for a user or working directory that cannot be had, which the message names; a NUL in a string ([`io::ErrorKind::InvalidInput`]); an ended machine
@@ -326,7 +364,11 @@ impl Command {
             gid,
             groups,
             process_group: self.process_group,
-            new_session: false,
+            new_session: self.setsid,
+            limits: self.limits.clone(),
+            timeout_ns: self
+                .timeout
+                .map_or(0, |timeout| u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).max(1)),
         })?;
         let connect = || -> io::Result<Child> {
             Ok(Child {
@@ -339,6 +381,7 @@ impl Command {
                     .then(|| ChildStderr::new(stream.clone())),
                 stream: stream.clone(),
                 terminal: self.pty.is_some(),
+                timeout: self.timeout,
             })
         };
         // No thread to carry its bytes: the command must not run on without its caller.

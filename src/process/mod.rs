@@ -13,6 +13,7 @@
 
 mod child;
 mod command;
+mod limits;
 mod pty;
 mod status;
 mod stdio;
@@ -22,6 +23,7 @@ mod tests;
 pub use child::{Child, ChildStderr, ChildStdin, ChildStdout};
 pub(crate) use command::Defaults;
 pub use command::{Command, CommandArgs, CommandEnvs};
+pub use limits::Resource;
 pub use pty::PtySize;
 pub use status::{ExitStatus, Output, ResourceUsage};
 pub use stdio::Stdio;

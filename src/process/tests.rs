@@ -49,6 +49,8 @@ conformance! {
     stdio_from_files_and_children();
     users_and_groups();
     users_by_name();
+    r2_1_a_timeout_ends_the_group();
+    limits_sessions_and_groups();
     commands_inherit_no_descriptor();
     pty_is_the_terminal_of_the_command();
     pty_takes_what_is_typed();

@@ -60,8 +60,18 @@ pub(crate) fn pty_is_the_terminal_of_the_command(command: Factory<'_>) {
         change(&mut c);
         String::from_utf8(c.output().unwrap().stdout).unwrap().trim().to_owned()
     };
-    assert_eq!(term(&|c| { c.env("TERM", "dumb"); }), "<TERM=dumb>");
-    assert_eq!(term(&|c| { c.env_remove("TERM"); }), "<>");
+    assert_eq!(
+        term(&|c| {
+            c.env("TERM", "dumb");
+        }),
+        "<TERM=dumb>"
+    );
+    assert_eq!(
+        term(&|c| {
+            c.env_remove("TERM");
+        }),
+        "<>"
+    );
     assert_eq!(text(&sh(command, "echo \"<$TERM>\"").env_remove("TERM").output().unwrap()), "<>");
 
     // Its user may open it by name.
