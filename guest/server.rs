@@ -289,6 +289,10 @@ impl Server {
         }
         let reply = match message {
             Message::Spawn(spawn) => return self.on_spawn(id, &spawn),
+            // It has the reply, then: nothing more is to be said.
+            Message::Ping(_) if self.shutdown.as_ref().is_some_and(|s| s.stage == Stage::Telling) => {
+                return Ok(());
+            }
             Message::Ping(n) if id == 0 => {
                 Message::Pong(n).encode(0, &mut self.outgoing);
                 return Ok(());

@@ -174,7 +174,12 @@ impl Client {
         let (stream, id) = self.open(Slot::default())?;
         self.shared.send(id, &Message::Shutdown(ending, grace_ms))?;
         match stream.reply(None) {
-            Ok(Some(0) | None) | Err(_) => Ok(()),
+            // The agent waits to hear that its last words have arrived, but not for long.
+            Ok(Some(0)) => {
+                let _ = self.shared.send(0, &Message::Ping(id.into()));
+                Ok(())
+            }
+            Ok(None) | Err(_) => Ok(()),
             Ok(Some(errno)) => Err(guest_error(errno)),
         }
     }
