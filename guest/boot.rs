@@ -39,7 +39,7 @@ pub(crate) fn prepare() {
     open_standard_streams();
     let _ = sys::setsid();
     // Three pipe ends a command; commands get limits of their own.
-    let _ = sys::limit_files(65536, 524_288);
+    let _ = sys::set_limit(sys::RLIMIT_NOFILE, 65536, 524_288);
     load_modules();
     let _ = sys::loopback_up();
 }

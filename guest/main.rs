@@ -7,7 +7,7 @@
 //! - [`root`]: the root that the host gives, in which everything lives from then on
 //! - [`server`]: the connection to the host and the event loop
 //! - [`stream`]: one running command: its pipes and their flow control
-//! - [`spawn`]: starting a process; [`users`]: whom it becomes
+//! - [`spawn`]: starting a process; [`users`]: whom it becomes, [`pty`]: its terminal
 //! - [`sys`], [`heap`], [`mem`]: system calls, allocator, memory functions
 //!
 //! As PID 1 it connects to vsock port [`protocol::PORT`] of the host and, when that connection ends
@@ -29,6 +29,7 @@ mod mem;
 #[path = "../src/agent/protocol.rs"]
 #[allow(dead_code, unused_imports)]
 mod protocol;
+mod pty;
 mod root;
 mod server;
 mod spawn;

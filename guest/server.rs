@@ -4,14 +4,14 @@
 //! is detached and goes on; a new connection is a new generation, in which the host counts its
 //! streams anew. Nothing here waits but [`Epoll::wait`].
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use crate::protocol::{self, Channel, Decoder, Ending, Error, Exited, Message, Spawn};
+use crate::protocol::{self, Channel, Decoder, Ending, Error, Exited, Message, Mode, Spawn};
+use crate::spawn::Failure;
 use crate::stream::{Context, SEND_HIGH, Stream};
 use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, Errno, Fd};
-use crate::spawn::Failure;
 use crate::{log, root, spawn};
 
 const MAX_STREAMS: usize = 1024;
@@ -87,6 +87,8 @@ pub(crate) struct Server {
     outgoing: Vec<u8>,
     starved: bool,
     streams: BTreeMap<u64, Stream>,
+    /// When the time of which stream is over, for those that run.
+    deadlines: BTreeSet<(u64, u64)>,
     shutdown: Option<Shutdown>,
 }
 
@@ -94,8 +96,8 @@ impl Server {
     pub(crate) fn new(link: Link) -> sys::Result<Self> {
         // All signals are blocked: children come by descriptor, and EPIPE says what SIGPIPE would.
         sys::set_signal_mask(u64::MAX);
-        sys::default_action(sys::SIGPIPE);
-        sys::default_action(sys::SIGCHLD);
+        // What is ignored here would be ignored by every command.
+        (1..=64).for_each(sys::default_action);
         let epoll = Epoll::new()?;
         let children = sys::signal_fd(1 << (sys::SIGCHLD - 1))?;
         epoll.watch(&children, 0, EPOLLIN, CHILDREN)?;
@@ -118,6 +120,7 @@ impl Server {
             outgoing: Vec::new(),
             starved: false,
             streams: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
             shutdown: None,
         };
         if let Link::Inherited(fd) = link {
@@ -145,10 +148,18 @@ impl Server {
 
     /// Does what is due and says how many milliseconds there are until something is; -1 for never.
     fn on_time(&mut self) -> i32 {
-        if let (Connection::Up { .. }, None) = (&self.connection, &self.shutdown) {
+        if let (Connection::Up { .. }, None, true) =
+            (&self.connection, &self.shutdown, self.deadlines.is_empty())
+        {
             return -1;
         }
         let now = sys::now();
+        while let Some((_, key)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
+            self.deadlines.pop_first();
+            if let Some(stream) = self.streams.get_mut(&key) {
+                stream.on_deadline();
+            }
+        }
         match &self.connection {
             Connection::Down { retry_at } if *retry_at <= now => self.connect(now),
             Connection::Connecting { until, .. } if *until <= now => self.go_down(),
@@ -163,6 +174,7 @@ impl Server {
             Connection::Up { .. } => u64::MAX,
         };
         let next = next.min(self.shutdown.as_ref().map_or(u64::MAX, |s| s.until));
+        let next = next.min(self.deadlines.first().map_or(u64::MAX, |(at, _)| *at));
         if next == u64::MAX { -1 } else { (next.saturating_sub(now) / MS + 1).min(60_000) as i32 }
     }
 
@@ -280,6 +292,10 @@ impl Server {
         }
         let reply = match message {
             Message::Spawn(spawn) => return self.on_spawn(id, &spawn),
+            // It has the reply, then: nothing more is to be said.
+            Message::Ping(_) if self.shutdown.as_ref().is_some_and(|s| s.stage == Stage::Telling) => {
+                return Ok(());
+            }
             Message::Ping(n) if id == 0 => {
                 Message::Pong(n).encode(0, &mut self.outgoing);
                 return Ok(());
@@ -330,9 +346,18 @@ impl Server {
                 Message::Spawned(started.pid as u32).encode(id, &mut self.outgoing);
                 let mut cx =
                     Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
-                self.streams.insert(key, Stream::new(key, id, started, &mut cx));
+                let mute = spawn.terminal.is_some() && spawn.stdio[1] == Mode::Null;
+                let mut stream = Stream::new(key, id, started, mute, &mut cx);
+                if spawn.timeout_ns > 0 {
+                    let at = sys::now().saturating_add(spawn.timeout_ns);
+                    self.deadlines.insert((at, key));
+                    stream.deadline = Some(at);
+                }
+                self.streams.insert(key, stream);
             }
-            Err(Failure(Errno(errno), obstacle)) => Message::SpawnFailed(errno, obstacle).encode(id, &mut self.outgoing),
+            Err(Failure(Errno(errno), obstacle)) => {
+                Message::SpawnFailed(errno, obstacle).encode(id, &mut self.outgoing)
+            }
         }
         Ok(())
     }
@@ -349,6 +374,7 @@ impl Server {
             Message::Close(channel) => stream.on_close(channel, false, &mut cx),
             Message::Discard(channel) => stream.on_close(channel, true, &mut cx),
             Message::Signal(signal) => stream.signal(signal),
+            Message::Resize(rows, cols) => stream.resize(rows, cols),
             _ => return Err(Error::Unexpected),
         }
         if stream.is_over() {
@@ -386,7 +412,11 @@ impl Server {
                 user_us: micros(usage.user),
                 system_us: micros(usage.system),
                 max_rss_kib: usage.max_rss_kib.max(0) as u64,
+                timed_out: false,
             };
+            if let Some(at) = stream.deadline {
+                self.deadlines.remove(&(at, stream.key));
+            }
             let mut cx =
                 Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
             stream.on_exit(exited, &mut cx);

@@ -8,6 +8,7 @@ use core::ffi::CStr;
 use core::ptr;
 
 use crate::protocol::{Mode, Obstacle, Spawn};
+use crate::pty::Terminal;
 use crate::sys::{self, Errno, Fd, Result};
 use crate::users;
 
@@ -19,7 +20,9 @@ pub(crate) struct Started {
     pub(crate) pid: i32,
     /// Its process group.
     pub(crate) group: i32,
+    /// With a terminal, our end of it: for input if the host has any, and always for output.
     pub(crate) pipes: [Option<Fd>; 3],
+    pub(crate) terminal: Option<Terminal>,
 }
 
 /// Why a command has not been started.
@@ -101,8 +104,22 @@ pub(crate) fn start(
     let who = Who::of(spawn)?;
     let mut pipes = [None, None, None];
     let mut theirs = [None, None, None];
+    let terminal = match spawn.terminal {
+        Some((rows, cols)) => {
+            let mut open = || -> Result<_> {
+                let terminal = Terminal::open(rows, cols, who.uid)?;
+                if spawn.stdio[0] == Mode::Piped {
+                    pipes[0] = Some(terminal.duplicate()?);
+                }
+                pipes[1] = Some(terminal.duplicate()?);
+                Ok(terminal)
+            };
+            Some(open().map_err(|e| Failure(e, Obstacle::Terminal))?)
+        }
+        None => None,
+    };
     for (n, mode) in spawn.stdio.iter().enumerate() {
-        if *mode == Mode::Piped {
+        if *mode == Mode::Piped && terminal.is_none() {
             let (read, write) = sys::pipe()?;
             let (our, their) = if n == 0 { (write, read) } else { (read, write) };
             our.set_nonblocking()?;
@@ -125,7 +142,10 @@ pub(crate) fn start(
             .map(CStr::as_ptr)
             .chain([ptr::null()])
             .collect(),
-        stdio: [0, 1, 2].map(|n: usize| theirs[n].as_ref().unwrap_or(null).raw()),
+        stdio: [0, 1, 2].map(|n: usize| match &terminal {
+            Some(terminal) => terminal.slave().raw(),
+            None => theirs[n].as_ref().unwrap_or(null).raw(),
+        }),
         own_limits,
         who,
         failure: Cell::new((0, Obstacle::Program)),
@@ -140,10 +160,10 @@ pub(crate) fn start(
         (errno, obstacle) => return Err(Failure(Errno(errno), obstacle)),
     }
     let group = match spawn.process_group {
-        group if group > 0 && !spawn.new_session => group,
+        group if group > 0 && !spawn.new_session && terminal.is_none() => group,
         _ => pid,
     };
-    Ok(Started { pid, group, pipes })
+    Ok(Started { pid, group, pipes, terminal })
 }
 
 fn pointers(list: &[&CStr]) -> Vec<*const i8> {
@@ -161,7 +181,10 @@ extern "C" fn child(arg: *mut u8) -> ! {
 
 fn become_command(plan: &Plan<'_>) -> core::result::Result<core::convert::Infallible, Failure> {
     let spawn = plan.spawn;
-    if spawn.new_session {
+    if spawn.terminal.is_some() {
+        sys::setsid()?;
+        sys::control_terminal(plan.stdio[0]).map_err(|e| Failure(e, Obstacle::Terminal))?;
+    } else if spawn.new_session {
         sys::setsid()?;
     } else {
         sys::setpgid(0, spawn.process_group)?;
@@ -170,7 +193,10 @@ fn become_command(plan: &Plan<'_>) -> core::result::Result<core::convert::Infall
         sys::dup_to(*fd, n as i32)?;
     }
     if plan.own_limits {
-        sys::limit_files(1024, 524_288)?;
+        sys::set_limit(sys::RLIMIT_NOFILE, 1024, 524_288)?;
+    }
+    for limit in &spawn.limits {
+        sys::set_limit(limit.resource, limit.soft, limit.hard).map_err(|e| Failure(e, Obstacle::Limit))?;
     }
     let who = &plan.who;
     match (&who.groups, who.uid) {

@@ -1,4 +1,4 @@
-//! One command as the host's stream: its process and our ends of its pipes.
+//! One command as the host's stream: its process and our ends of its pipes, or of its terminal.
 //!
 //! Pipes to the host are read only while the host has given credit and the connection's buffer has
 //! room; standard input is queued only up to the window. So a command that floods, or does not read,
@@ -8,6 +8,8 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use crate::protocol::{self, Channel, Error, Exited, MAX_DATA, Message, WINDOW};
+use crate::pty::{self, Terminal};
+use crate::spawn::Started;
 use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, Fd};
 
 /// With more than this much unsent, no more output is read from commands.
@@ -42,31 +44,59 @@ struct Input {
     /// Bytes written to the pipe and not yet given back as credit.
     written: u32,
     ending: bool,
+    /// Whether a terminal has been told of the end.
+    told: bool,
+    /// The last byte the host sent.
+    last: Option<u8>,
     watched: u32,
+}
+
+impl Input {
+    /// Writes what is queued, until that is all or `EAGAIN`.
+    fn flush(&mut self) -> sys::Result<()> {
+        while let (front @ [_, ..], _) = self.queue.as_slices() {
+            let n = match self.fd.write(front)? {
+                0 => return Err(sys::EAGAIN),
+                n => n,
+            };
+            self.written += n as u32;
+            self.queue.drain(..n);
+        }
+        Ok(())
+    }
 }
 
 struct Output {
     fd: Fd,
     credit: u32,
     discard: bool,
-    /// After the command's end: bytes that were in the pipe then and have not been sent.
+    /// Whether it is a terminal's.
+    terminal: bool,
+    /// After the command's end: bytes that were in the pipe then and have not been sent; of a terminal
+    /// the most that there can be.
     remaining: Option<u32>,
     watched: u32,
 }
 
 pub(crate) struct Stream {
-    key: u64,
+    pub(crate) key: u64,
     id: u32,
     pub(crate) pid: i32,
     group: i32,
     pub(crate) ended: bool,
+    /// When its time is over, and whether that has come.
+    pub(crate) deadline: Option<u64>,
+    timed_out: bool,
     attached: bool,
     input: Option<Input>,
     outputs: [Option<Output>; 2],
+    terminal: Option<Terminal>,
 }
 
 impl Stream {
-    pub(crate) fn new(key: u64, id: u32, started: crate::spawn::Started, cx: &mut Context<'_>) -> Self {
+    /// The stream of a command that has been started. Of a terminal with `mute` nothing is sent.
+    pub(crate) fn new(key: u64, id: u32, started: Started, mute: bool, cx: &mut Context<'_>) -> Self {
+        let terminal = started.terminal;
         let [stdin, stdout, stderr] = started.pipes;
         let input = stdin.map(|fd| Input {
             fd,
@@ -74,13 +104,37 @@ impl Stream {
             allowed: WINDOW,
             written: 0,
             ending: false,
+            told: false,
+            last: None,
             watched: 0,
         });
+        if let Some(terminal) = terminal.as_ref().filter(|_| input.is_none()) {
+            terminal.type_end_of_input();
+        }
         let outputs = [stdout, stderr].map(|fd| {
-            fd.map(|fd| Output { fd, credit: WINDOW, discard: false, remaining: None, watched: 0 })
+            fd.map(|fd| Output {
+                fd,
+                credit: WINDOW,
+                discard: mute,
+                terminal: terminal.is_some(),
+                remaining: None,
+                watched: 0,
+            })
         });
         let (pid, group) = (started.pid, started.group);
-        let mut stream = Stream { key, id, pid, group, ended: false, attached: true, input, outputs };
+        let mut stream = Stream {
+            key,
+            id,
+            pid,
+            group,
+            ended: false,
+            deadline: None,
+            timed_out: false,
+            attached: true,
+            input,
+            outputs,
+            terminal,
+        };
         stream.rewatch(cx);
         stream
     }
@@ -99,8 +153,27 @@ impl Stream {
         if self.group == self.pid {
             let _ = sys::kill(-self.group, signal);
         }
+        // A shell gives each of its jobs a group; the kernel would only hang up on the one in front.
+        if signal == sys::SIGKILL
+            && let Some(group) = self.terminal.as_ref().and_then(Terminal::foreground)
+        {
+            let _ = sys::kill(-group, signal);
+        }
         if self.group != self.pid || sys::getpgid(self.pid) != Ok(self.group) {
             let _ = sys::kill(self.pid, signal);
+        }
+    }
+
+    /// Its time is over.
+    pub(crate) fn on_deadline(&mut self) {
+        self.timed_out = true;
+        self.signal(sys::SIGKILL);
+    }
+
+    /// Changes the size of the command's terminal, if it has one still.
+    pub(crate) fn resize(&self, rows: u16, cols: u16) {
+        if let Some(terminal) = &self.terminal {
+            let _ = terminal.resize(rows, cols);
         }
     }
 
@@ -149,6 +222,7 @@ impl Stream {
                 }
             }
         }
+        input.last = bytes.last().copied().or(input.last);
         if !rest.is_empty() {
             input.queue.try_reserve(rest.len()).map_err(|_| Error::NoMemory)?;
             input.queue.extend(rest);
@@ -167,30 +241,29 @@ impl Stream {
     /// The pipe to standard input can take bytes, or its reader is gone.
     pub(crate) fn on_writable(&mut self, cx: &mut Context<'_>) {
         let Some(input) = &mut self.input else { return };
-        while !input.queue.is_empty() {
-            match input.fd.write(input.queue.as_slices().0) {
-                Ok(n) => {
-                    input.queue.drain(..n);
-                    input.written += n as u32;
-                }
-                Err(sys::EAGAIN) => break,
-                Err(_) => return self.close_input(cx),
-            }
+        match input.flush() {
+            Ok(()) | Err(sys::EAGAIN) => self.after_writing(cx),
+            Err(_) => self.close_input(cx),
         }
-        self.after_writing(cx);
     }
 
     fn after_writing(&mut self, cx: &mut Context<'_>) {
         let Some(input) = &mut self.input else { return };
         if input.queue.is_empty() {
             input.queue = VecDeque::new();
+            if let Some(terminal) = self.terminal.as_ref().filter(|_| input.ending && !input.told) {
+                input.told = true;
+                let (eof, times) = terminal.end_of_input(input.last);
+                input.queue.extend(core::iter::repeat_n(eof, times));
+                return self.on_writable(cx);
+            }
             if input.ending {
                 let _ = cx.epoll.watch(&input.fd, input.watched, 0, 0);
                 self.input = None;
                 return;
             }
         }
-        if input.written >= WINDOW / 2 {
+        if input.written >= WINDOW / 2 && !input.ending {
             input.allowed += input.written;
             let credit = core::mem::take(&mut input.written);
             cx.send(self.id, Message::Credit(Channel::Stdin, credit));
@@ -217,7 +290,8 @@ impl Stream {
         self.on_readable(channel, cx);
     }
 
-    /// The host reads a channel no more: its writers get `EPIPE`, or with `discard` go on unheard.
+    /// The host reads a channel no more: its writers get `EPIPE`, or with `discard` go on unheard. A
+    /// terminal that nobody reads has hung up.
     pub(crate) fn on_close(&mut self, channel: Channel, discard: bool, cx: &mut Context<'_>) {
         let key = self.key;
         let Some(slot) = self.slot(channel) else { return };
@@ -228,6 +302,9 @@ impl Stream {
         } else {
             let _ = cx.epoll.watch(&output.fd, output.watched, 0, 0);
             *slot = None;
+            if self.terminal.take().is_some() {
+                self.close_input(cx);
+            }
         }
     }
 
@@ -249,12 +326,20 @@ impl Stream {
     }
 
     /// The command has ended: sends what its pipes hold, then how it ended.
-    pub(crate) fn on_exit(&mut self, exited: Exited, cx: &mut Context<'_>) {
+    pub(crate) fn on_exit(&mut self, mut exited: Exited, cx: &mut Context<'_>) {
         self.ended = true;
+        exited.timed_out = self.timed_out && exited.status & 0x7f == sys::SIGKILL;
+        // What others that have the terminal open read from it is not ours to wait for.
+        if self.terminal.take().is_some() {
+            self.close_input(cx);
+        }
         for channel in [Channel::Stdout, Channel::Stderr] {
+            if let Some(output) = self.output(channel).filter(|o| o.terminal && !o.discard) {
+                output.remaining = Some(pty::BACKLOG);
+            }
             self.on_readable(channel, cx);
             let id = self.id;
-            if let Some(output) = self.output(channel).filter(|o| !o.discard) {
+            if let Some(output) = self.output(channel).filter(|o| !o.terminal && !o.discard) {
                 match output.fd.readable_bytes() {
                     Ok(n) if n > 0 => output.remaining = Some(n),
                     _ => cx.send(id, Message::Drained(channel)),
@@ -314,11 +399,21 @@ impl Output {
             let start = cx.outgoing.len();
             cx.outgoing.extend_from_slice(&protocol::data_header(id, channel, 0));
             let data = cx.outgoing.len();
-            let read = self.fd.read_onto(cx.outgoing, max);
-            let n = *read.as_ref().unwrap_or(&0);
+            let mut read = self.fd.read_onto(cx.outgoing, max);
+            // A terminal gives a page at a time.
+            while self.terminal && matches!(read, Ok(1..)) && cx.outgoing.len() - data < max {
+                read = self.fd.read_onto(cx.outgoing, max - (cx.outgoing.len() - data));
+            }
+            let n = cx.outgoing.len() - data;
             if n == 0 {
                 cx.outgoing.truncate(start);
-                return if read == Err(sys::EAGAIN) { Pumped::Open } else { Pumped::Ended { tell: true } };
+                if read != Err(sys::EAGAIN) {
+                    return Pumped::Ended { tell: true };
+                }
+                if self.terminal && self.remaining.take().is_some() {
+                    cx.send(id, Message::Drained(channel));
+                }
+                return Pumped::Open;
             }
             cx.outgoing[start..data].copy_from_slice(&protocol::data_header(id, channel, n));
             self.credit -= n as u32;

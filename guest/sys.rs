@@ -37,7 +37,6 @@ pub(crate) const O_NONBLOCK: i32 = 0o4000;
 pub(crate) const O_CLOEXEC: i32 = 0o2000000;
 
 pub(crate) const SIGKILL: i32 = 9;
-pub(crate) const SIGPIPE: i32 = 13;
 pub(crate) const SIGTERM: i32 = 15;
 pub(crate) const SIGCHLD: i32 = 17;
 
@@ -286,6 +285,69 @@ pub(crate) fn chown(fd: &Fd, uid: u32) -> Result<()> {
     unsafe { call3(nr::FCHOWN, fd.0 as usize, uid as usize, u32::MAX as usize) }.map(drop)
 }
 
+/// What a terminal does with what passes it: the head of the kernel's `struct termios`.
+#[repr(C)]
+#[derive(Default)]
+pub(crate) struct Attributes {
+    pub(crate) input: u32,
+    output: u32,
+    hardware: u32,
+    pub(crate) local: u32,
+    discipline: u8,
+    pub(crate) control: [u8; 19],
+}
+
+/// The other end of a pseudo-terminal, of which `master` is ours.
+pub(crate) fn open_terminal_peer(master: &Fd) -> Result<Fd> {
+    const TIOCSPTLCK: usize = 0x4004_5431;
+    const TIOCGPTPEER: usize = 0x5441;
+    let lock = 0i32;
+    // SAFETY: the kernel reads one int.
+    unsafe { call3(nr::IOCTL, master.0 as usize, TIOCSPTLCK, &raw const lock as usize)? };
+    let flags = O_RDWR | O_NOCTTY | O_CLOEXEC;
+    // SAFETY: no pointers.
+    unsafe { call3(nr::IOCTL, master.0 as usize, TIOCGPTPEER, flags as usize) }.map(|fd| Fd(fd as i32))
+}
+
+/// The attributes of a terminal, asked at either end.
+pub(crate) fn terminal_attributes(fd: &Fd) -> Result<Attributes> {
+    const TCGETS: usize = 0x5401;
+    let mut attributes = Attributes::default();
+    // SAFETY: the kernel writes its struct termios, the 36 bytes of ours.
+    unsafe { call3(nr::IOCTL, fd.0 as usize, TCGETS, &raw mut attributes as usize)? };
+    Ok(attributes)
+}
+
+pub(crate) fn set_terminal_attributes(fd: &Fd, attributes: &Attributes) -> Result<()> {
+    const TCSETS: usize = 0x5402;
+    // SAFETY: the kernel reads its struct termios, the 36 bytes of ours.
+    unsafe { call3(nr::IOCTL, fd.0 as usize, TCSETS, &raw const *attributes as usize) }.map(drop)
+}
+
+pub(crate) fn set_terminal_size(fd: &Fd, rows: u16, cols: u16) -> Result<()> {
+    const TIOCSWINSZ: usize = 0x5414;
+    // Pixels, which nobody knows, follow.
+    let size = [rows, cols, 0, 0];
+    // SAFETY: the kernel reads four u16.
+    unsafe { call3(nr::IOCTL, fd.0 as usize, TIOCSWINSZ, size.as_ptr() as usize) }.map(drop)
+}
+
+/// The foreground process group of the terminal whose master this is.
+pub(crate) fn terminal_foreground(master: &Fd) -> Result<i32> {
+    const TIOCGPGRP: usize = 0x540f;
+    let mut group = 0i32;
+    // SAFETY: the kernel writes one int.
+    unsafe { call3(nr::IOCTL, master.0 as usize, TIOCGPGRP, &raw mut group as usize)? };
+    Ok(group)
+}
+
+/// Makes a terminal that of our session, which has none.
+pub(crate) fn control_terminal(slave: i32) -> Result<()> {
+    const TIOCSCTTY: usize = 0x540e;
+    // SAFETY: no pointers.
+    unsafe { call3(nr::IOCTL, slave as usize, TIOCSCTTY, 0) }.map(drop)
+}
+
 /// Has every descriptor from `first` up closed on exec. Kernels before 5.11 cannot.
 pub(crate) fn close_on_exec_from(first: i32) -> Result<()> {
     const CLOSE_RANGE_CLOEXEC: usize = 4;
@@ -419,12 +481,13 @@ pub(crate) fn become_subreaper() -> Result<()> {
     unsafe { call3(nr::PRCTL, PR_SET_CHILD_SUBREAPER, 1, 0) }.map(drop)
 }
 
-/// Sets the soft and hard limit of open files.
-pub(crate) fn limit_files(soft: u64, hard: u64) -> Result<()> {
-    const RLIMIT_NOFILE: usize = 7;
+pub(crate) const RLIMIT_NOFILE: u8 = 7;
+
+/// Sets a soft and a hard limit of ours.
+pub(crate) fn set_limit(resource: u8, soft: u64, hard: u64) -> Result<()> {
     let limit = [soft, hard];
     // SAFETY: the kernel reads two words and writes none.
-    unsafe { call4(nr::PRLIMIT64, 0, RLIMIT_NOFILE, limit.as_ptr() as usize, 0) }.map(drop)
+    unsafe { call4(nr::PRLIMIT64, 0, resource.into(), limit.as_ptr() as usize, 0) }.map(drop)
 }
 
 /// Blocks exactly the signals of `mask`, bit n-1 for signal n.
@@ -434,7 +497,7 @@ pub(crate) fn set_signal_mask(mask: u64) {
     let _ = unsafe { call4(nr::RT_SIGPROCMASK, SIG_SETMASK, &raw const mask as usize, 0, 8) };
 }
 
-/// Gives `signal` its default action.
+/// Gives `signal` its default action, if it can have another.
 pub(crate) fn default_action(signal: i32) {
     let action = [0usize; 4];
     // SAFETY: the kernel reads a struct sigaction of four words; zeros are SIG_DFL.

@@ -116,7 +116,8 @@ impl Client {
     /// failed with; one without tells of its user or working directory and has that code's error as
     /// its source.
     pub fn spawn(&self, spawn: Spawn<'_>) -> io::Result<Stream> {
-        let piped = spawn.stdio.map(|mode| mode == protocol::Mode::Piped);
+        let mut piped = spawn.stdio.map(|mode| mode == protocol::Mode::Piped);
+        piped[2] &= spawn.terminal.is_none();
         let mut frame = Vec::new();
         let (user, cwd) = (spawn.user, spawn.cwd);
         let (stream, id) = self.open(Slot::with_channels(piped))?;
@@ -178,7 +179,12 @@ impl Client {
         let (stream, id) = self.open(Slot::default())?;
         self.shared.send(id, &Message::Shutdown(ending, grace_ms))?;
         match stream.reply(None) {
-            Ok(Some(0) | None) | Err(_) => Ok(()),
+            // The agent waits to hear that its last words have arrived, but not for long.
+            Ok(Some(0)) => {
+                let _ = self.shared.send(0, &Message::Ping(id.into()));
+                Ok(())
+            }
+            Ok(None) | Err(_) => Ok(()),
             Ok(Some(errno)) => Err(guest_error(errno)),
         }
     }

@@ -51,6 +51,14 @@ pub(super) fn spawn_error(errno: i32, at: Obstacle, user: Option<&CStr>, cwd: Op
     let source = guest_error(errno);
     let (subject, what) = match (at, errno) {
         (Obstacle::Program, _) => return source,
+        (Obstacle::Terminal, _) => {
+            let what = "the guest has no terminal to give".into();
+            return io::Error::new(source.kind(), Explained { what, source });
+        }
+        (Obstacle::Limit, _) => {
+            let what = "the guest refuses a resource limit".into();
+            return io::Error::new(source.kind(), Explained { what, source });
+        }
         (Obstacle::User, ENOENT) => (user, "there is no such user in the guest"),
         (Obstacle::Group, ENOENT) => (user, "there is no such group in the guest"),
         (Obstacle::User, ERANGE) => (user, "the user's number is out of range"),

@@ -114,6 +114,10 @@ pub enum Obstacle {
     Group = 2,
     /// [`Spawn::cwd`].
     Directory = 3,
+    /// [`Spawn::terminal`].
+    Terminal = 4,
+    /// [`Spawn::limits`].
+    Limit = 5,
 }
 
 impl Obstacle {
@@ -123,6 +127,8 @@ impl Obstacle {
             1 => Ok(Obstacle::User),
             2 => Ok(Obstacle::Group),
             3 => Ok(Obstacle::Directory),
+            4 => Ok(Obstacle::Terminal),
+            5 => Ok(Obstacle::Limit),
             _ => Err(Error::Malformed),
         }
     }
@@ -147,6 +153,17 @@ pub enum Ending {
     Restart = 1,
 }
 
+/// A limit of a process, as `setrlimit(2)` has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// Which, by Linux's number.
+    pub resource: u8,
+    /// Where it begins to be felt; all ones for nowhere.
+    pub soft: u64,
+    /// How far the process itself may raise it, likewise.
+    pub hard: u64,
+}
+
 /// A command to start.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Spawn<'a> {
@@ -160,6 +177,9 @@ pub struct Spawn<'a> {
     pub cwd: Option<&'a CStr>,
     /// Standard input, output and error.
     pub stdio: [Mode; 3],
+    /// A terminal of these rows and columns in place of pipes, in a session of its own. What it says
+    /// is standard output; input and output that are null are at their end and thrown away.
+    pub terminal: Option<(u16, u16)>,
     /// User to become as `user`, `user:group` or `:group`, names or numbers of the guest's root.
     pub user: Option<&'a CStr>,
     /// Whether to set `HOME` to that user's home directory.
@@ -174,6 +194,10 @@ pub struct Spawn<'a> {
     pub process_group: i32,
     /// Whether to begin a session instead (its own process group too).
     pub new_session: bool,
+    /// Set in this order before it becomes its user.
+    pub limits: Vec<Limit>,
+    /// Nanoseconds after which its process group is killed, 0 for never.
+    pub timeout_ns: u64,
 }
 
 /// How a command ended and what it used.
@@ -187,6 +211,8 @@ pub struct Exited {
     pub system_us: u64,
     /// Peak resident memory in KiB.
     pub max_rss_kib: u64,
+    /// Whether it was [`Spawn::timeout_ns`] that ended it.
+    pub timed_out: bool,
 }
 
 /// All messages.
@@ -215,6 +241,8 @@ pub enum Message<'a> {
     Drained(Channel),
     /// Host: send this signal to the command's process group.
     Signal(i32),
+    /// Host: give the command's terminal these rows and columns.
+    Resize(u16, u16),
     /// Agent: the command ended.
     Exited(Exited),
     /// Both ways, on stream 0: answer with the same number.
@@ -257,6 +285,7 @@ mod kind {
     pub(super) const SET_HOSTNAME: u8 = 18;
     pub(super) const REPLY: u8 = 19;
     pub(super) const ROOT: u8 = 20;
+    pub(super) const RESIZE: u8 = 24;
 }
 
 impl<'a> Message<'a> {
@@ -289,11 +318,16 @@ impl<'a> Message<'a> {
                 out.push(*channel as u8);
                 out.extend_from_slice(&bytes.to_le_bytes());
             }
+            Message::Resize(rows, cols) => {
+                out.extend_from_slice(&rows.to_le_bytes());
+                out.extend_from_slice(&cols.to_le_bytes());
+            }
             Message::Exited(e) => {
                 out.extend_from_slice(&e.status.to_le_bytes());
                 for v in [e.user_us, e.system_us, e.max_rss_kib] {
                     out.extend_from_slice(&v.to_le_bytes());
                 }
+                out.push(e.timed_out.into());
             }
             Message::Ping(v) | Message::Pong(v) | Message::SetTime(v) => {
                 out.extend_from_slice(&v.to_le_bytes());
@@ -320,6 +354,7 @@ impl<'a> Message<'a> {
             Message::Discard(_) => kind::DISCARD,
             Message::Drained(_) => kind::DRAINED,
             Message::Signal(_) => kind::SIGNAL,
+            Message::Resize(..) => kind::RESIZE,
             Message::Exited(_) => kind::EXITED,
             Message::Ping(_) => kind::PING,
             Message::Pong(_) => kind::PONG,
@@ -340,7 +375,7 @@ impl<'a> Message<'a> {
                 if r.array::<4>() != Ok(MAGIC) {
                     return Err(Error::NotAgent);
                 }
-                Message::Hello(u16::from_le_bytes(r.array()?))
+                Message::Hello(r.u16()?)
             }
             kind::SPAWN => Message::Spawn(Spawn::decode(&mut r)?),
             kind::SPAWNED => Message::Spawned(r.u32()?),
@@ -352,11 +387,13 @@ impl<'a> Message<'a> {
             kind::DISCARD => Message::Discard(r.channel()?),
             kind::DRAINED => Message::Drained(r.channel()?),
             kind::SIGNAL => Message::Signal(r.i32()?),
+            kind::RESIZE => Message::Resize(r.u16()?, r.u16()?),
             kind::EXITED => Message::Exited(Exited {
                 status: r.i32()?,
                 user_us: r.u64()?,
                 system_us: r.u64()?,
                 max_rss_kib: r.u64()?,
+                timed_out: r.u8()? != 0,
             }),
             kind::PING => Message::Ping(r.u64()?),
             kind::PONG => Message::Pong(r.u64()?),
@@ -387,10 +424,22 @@ impl<'a> Spawn<'a> {
             | u8::from(self.groups.is_some()) << 3
             | u8::from(self.new_session) << 4
             | u8::from(self.user.is_some()) << 5
-            | u8::from(self.set_home) << 6;
+            | u8::from(self.set_home) << 6
+            | u8::from(self.terminal.is_some()) << 7;
         out.push(flags);
         out.extend(self.stdio.map(|m| m as u8));
         out.extend_from_slice(&self.process_group.to_le_bytes());
+        out.extend_from_slice(&self.timeout_ns.to_le_bytes());
+        out.extend_from_slice(&(self.limits.len() as u32).to_le_bytes());
+        for limit in &self.limits {
+            out.push(limit.resource);
+            out.extend_from_slice(&limit.soft.to_le_bytes());
+            out.extend_from_slice(&limit.hard.to_le_bytes());
+        }
+        if let Some((rows, cols)) = self.terminal {
+            out.extend_from_slice(&rows.to_le_bytes());
+            out.extend_from_slice(&cols.to_le_bytes());
+        }
         for id in [self.uid, self.gid].into_iter().flatten() {
             out.extend_from_slice(&id.to_le_bytes());
         }
@@ -414,9 +463,6 @@ impl<'a> Spawn<'a> {
 
     fn decode(r: &mut Reader<'a>) -> Result<Self, Error> {
         let flags = r.u8()?;
-        if flags & !0x7f != 0 {
-            return Err(Error::Malformed);
-        }
         let mut stdio = [Mode::Null; 3];
         for mode in &mut stdio {
             *mode = match r.u8()? {
@@ -425,7 +471,9 @@ impl<'a> Spawn<'a> {
                 _ => return Err(Error::Malformed),
             };
         }
-        let process_group = r.i32()?;
+        let (process_group, timeout_ns) = (r.i32()?, r.u64()?);
+        let limits = r.list(17, |r| Ok(Limit { resource: r.u8()?, soft: r.u64()?, hard: r.u64()? }))?;
+        let terminal = if flags & 128 != 0 { Some((r.u16()?, r.u16()?)) } else { None };
         let uid = if flags & 2 != 0 { Some(r.u32()?) } else { None };
         let gid = if flags & 4 != 0 { Some(r.u32()?) } else { None };
         let groups = if flags & 8 != 0 { Some(r.list(4, Reader::u32)?) } else { None };
@@ -442,6 +490,7 @@ impl<'a> Spawn<'a> {
             env,
             cwd,
             stdio,
+            terminal,
             user,
             set_home,
             uid,
@@ -449,6 +498,8 @@ impl<'a> Spawn<'a> {
             groups,
             process_group,
             new_session,
+            limits,
+            timeout_ns,
         })
     }
 }
@@ -573,6 +624,10 @@ impl<'a> Reader<'a> {
 
     fn u8(&mut self) -> Result<u8, Error> {
         self.array::<1>().map(|[b]| b)
+    }
+
+    fn u16(&mut self) -> Result<u16, Error> {
+        self.array().map(u16::from_le_bytes)
     }
 
     fn u32(&mut self) -> Result<u32, Error> {

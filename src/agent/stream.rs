@@ -321,6 +321,14 @@ impl Stream {
         self.shared.send(self.id, &Message::Signal(signal))
     }
 
+    /// Gives the command's terminal this size. Does nothing after its end.
+    pub fn resize(&self, rows: u16, cols: u16) -> io::Result<()> {
+        if self.state().exited.is_some() {
+            return Ok(());
+        }
+        self.shared.send(self.id, &Message::Resize(rows, cols))
+    }
+
     /// Sends the head of `bytes` to standard input as soon as the guest has room. Fails with
     /// `BrokenPipe` when nobody reads it any more, and with `until_exit` once the command has ended.
     pub fn write(&self, bytes: &[u8], until_exit: bool) -> io::Result<usize> {

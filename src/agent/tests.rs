@@ -65,8 +65,11 @@ proptest! {
         ids in (any::<Option<u32>>(), any::<Option<u32>>(), proptest::option::of(vec(any::<u32>(), 0..9))),
         group in any::<i32>(),
         new_session in any::<bool>(),
+        limits in vec(any::<(u8, u64, u64)>(), 0..4),
+        timeout in any::<u64>(),
         user in proptest::option::of(string()),
         set_home in any::<bool>(),
+        terminal in any::<Option<(u16, u16)>>(),
         stream in any::<u32>(),
         piece in 1usize..500,
     ) {
@@ -78,6 +81,7 @@ proptest! {
             env: env.iter().map(|s| &**s).collect(),
             cwd: cwd.as_deref(),
             stdio,
+            terminal,
             user: user.as_deref(),
             set_home,
             uid: ids.0,
@@ -85,6 +89,8 @@ proptest! {
             groups: ids.2,
             process_group: group,
             new_session,
+            limits: limits.into_iter().map(|(resource, soft, hard)| Limit { resource, soft, hard }).collect(),
+            timeout_ns: timeout,
         };
         let message = Message::Spawn(spawn);
         let mut seen = 0;
@@ -104,12 +110,12 @@ proptest! {
         piece in 1usize..3000,
     ) {
         let (u, i) = (n as u32, n as i32);
-        let exited = Exited { status: i, user_us: n, system_us: !n, max_rss_kib: n / 3 };
+        let exited = Exited { status: i, user_us: n, system_us: !n, max_rss_kib: n / 3, timed_out: n % 2 == 1 };
         let messages = [
             Message::Hello(n as u16), Message::Spawned(u), Message::SpawnFailed(i, Obstacle::Group),
             Message::Data(channel, &bytes), Message::Eof(channel), Message::Credit(channel, u),
             Message::Close(channel), Message::Discard(channel), Message::Drained(channel),
-            Message::Signal(i), Message::Exited(exited), Message::Ping(n), Message::Pong(n),
+            Message::Signal(i), Message::Resize(u as u16, n as u16 ^ 3), Message::Exited(exited), Message::Ping(n), Message::Pong(n),
             Message::Shutdown(Ending::Restart, u), Message::Shutdown(Ending::PowerOff, u),
             Message::SetTime(n), Message::Reseed(&bytes), Message::SetHostname(&bytes), Message::Reply(i),
         ];
@@ -130,7 +136,7 @@ proptest! {
     }
 
     #[test]
-    fn any_payload_decodes_or_fails(kind in 0u8..25, payload in vec(prop_oneof![Just(0), 0u8..6, any::<u8>()], 0..300)) {
+    fn any_payload_decodes_or_fails(kind in 0u8..30, payload in vec(prop_oneof![Just(0), 0u8..6, any::<u8>()], 0..300)) {
         let _ = decode_all(&raw_frame(kind, 7, &payload), 4096, |_, message| {
             if let Message::Spawn(spawn) = message {
                 assert!(spawn.argv.capacity() + spawn.env.capacity() <= payload.len());
@@ -202,12 +208,13 @@ proptest! {
 
     #[test]
     fn the_agent_survives_any_frames(
-        frames in vec((1u8..20, 0u32..3, vec(prop_oneof![Just(0), 0u8..6, any::<u8>()], 0..40)), 0..30)
+        frames in vec((1u8..30, 0u32..3, vec(prop_oneof![Just(0), 0u8..6, any::<u8>()], 0..40)), 0..30)
     ) {
         let spawn = |id| {
             let argv = vec![c"cat"];
             let stdio = [Mode::Piped; 3];
             let spawn = Spawn { program: c"/bin/cat", argv, stdio, ..Spawn::default() };
+            let spawn = Spawn { terminal: (id == 2).then_some((24, 80)), ..spawn };
             frame(&Message::Spawn(spawn), id)
         };
         // A shutdown's grace would only make this slow.

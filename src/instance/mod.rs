@@ -23,10 +23,13 @@ pub use mount::Mount;
 pub use progress::Progress;
 pub use source::Source;
 
-use crate::agent::Client;
+use crate::agent::{self, Client};
 use crate::machine::{Ending, Machine};
 use crate::oci::ImageConfig;
 use crate::process::{Command, Defaults};
+
+/// How much longer than the grace it was given a shutdown may take: killing, writing files out.
+const SHUTDOWN_SLACK: Duration = Duration::from_secs(30);
 
 /// What a machine runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -187,6 +190,44 @@ impl Instance {
         match self.machine.wait(None) {
             None | Some(Ending::Stopped | Ending::PowerOff) => Ok(()),
             Some(ending) => Err(self.error(ending)),
+        }
+    }
+
+    /// Turns the machine off as its own `poweroff` would: SIGTERM to all processes, after `grace` SIGKILL
+    /// to those that are left, file systems written out, power off. Does not wait for the grace to be
+    /// over when nothing runs any more. A paused machine runs on for this. Returns when no thread of the
+    /// machine is left; `close` and `drop`, in contrast, pull the plug.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyClosed`] and [`Error::NotRunning`] when it has ended before;
+    /// [`Error::Timeout`], [`Error::Panicked`], [`Error::Died`] when that is how it ends now. A guest
+    /// that takes 30 s longer than `grace` is stopped, which is [`Error::Died`].
+    pub fn shutdown(&self, grace: Duration) -> Result<(), Error> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::AlreadyClosed);
+        }
+        self.running()?;
+        self.machine.resume();
+        let ending = std::thread::scope(|scope| {
+            // A guest that does not listen must not hold up the caller, so another thread talks to it.
+            let ask = || self.client.shutdown(agent::protocol::Ending::PowerOff, grace);
+            let thread = std::thread::Builder::new().name("cc-shutdown".into()).spawn_scoped(scope, ask);
+            let ending = match thread {
+                Ok(_) => Ok(self.machine.wait(Some(grace.saturating_add(SHUTDOWN_SLACK)))),
+                Err(source) => Err(Error::Host { what: "starting a thread", source }),
+            };
+            if ending.is_ok() {
+                self.stop();
+            }
+            ending
+        })?;
+        match ending {
+            Some(Ending::Stopped | Ending::PowerOff) => Ok(()),
+            Some(ending) => Err(self.error(ending)),
+            None => Err(Error::Died {
+                what: "the guest did not turn itself off and was stopped".into(),
+                console: self.console_tail(),
+            }),
         }
     }
 

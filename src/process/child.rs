@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
 use super::status::{ExitStatus, Output, ResourceUsage};
+use crate::agent::protocol::Exited;
 use crate::agent::{self, Stream};
 
 const SIGKILL: i32 = 9;
@@ -25,6 +26,8 @@ pub struct Child {
     /// The reading end of its standard error, if that is piped.
     pub stderr: Option<ChildStderr>,
     pub(super) stream: Stream,
+    pub(super) terminal: bool,
+    pub(super) timeout: Option<Duration>,
 }
 
 impl Child {
@@ -37,11 +40,12 @@ impl Child {
     /// when it has, whoever else holds its pipes open. Can be called again.
     ///
     /// Inherited output, and output to a [`File`](std::fs::File), has been written by then up to the
-    /// process's end.
+    /// process's end. After the end of its time ([`Command::timeout`](super::Command::timeout)) this and
+    /// all other ways to wait fail with [`io::ErrorKind::TimedOut`].
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
         drop(self.stdin.take());
         match self.stream.wait_exit(None)? {
-            Some(exited) => Ok(ExitStatus::from_raw(exited.status)),
+            Some(exited) => self.status(exited),
             None => Err(io::ErrorKind::TimedOut.into()),
         }
     }
@@ -52,12 +56,12 @@ impl Child {
         drop(self.stdin.take());
         // A timeout beyond what the clock can count is none.
         let exited = self.stream.wait_exit(Instant::now().checked_add(timeout))?;
-        Ok(exited.map(|exited| ExitStatus::from_raw(exited.status)))
+        exited.map(|exited| self.status(exited)).transpose()
     }
 
     /// The exit status if the process has ended. Does not close [`stdin`](Child::stdin).
     pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
-        Ok(self.stream.exited()?.map(|exited| ExitStatus::from_raw(exited.status)))
+        self.stream.exited()?.map(|exited| self.status(exited)).transpose()
     }
 
     /// Closes [`stdin`](Child::stdin), reads what is still here of [`stdout`](Child::stdout) and
@@ -78,6 +82,15 @@ impl Child {
         })
     }
 
+    fn status(&self, exited: Exited) -> io::Result<ExitStatus> {
+        if exited.timed_out {
+            let what =
+                format!("the command was killed after its timeout of {:?}", self.timeout.unwrap_or_default());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+        }
+        Ok(ExitStatus::from_raw(exited.status))
+    }
+
     /// Ends the process and its process group with SIGKILL. Does nothing when it has ended. Call
     /// [`wait`](Child::wait) to know that it has taken effect.
     pub fn kill(&mut self) -> io::Result<()> {
@@ -88,6 +101,23 @@ impl Child {
     /// the process has ended. Has no twin in std.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         self.stream.signal(signal)
+    }
+
+    /// Gives the process's terminal another size and has its foreground programs told (`SIGWINCH`).
+    /// Does nothing, and costs nothing, when the process has ended. Has no twin in std.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] for a process without a terminal of its own
+    /// ([`Command::pty`](super::Command::pty)), [`io::ErrorKind::NotConnected`] once the machine has
+    /// ended.
+    pub fn resize(&self, rows: u16, cols: u16) -> io::Result<()> {
+        if !self.terminal {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the process has no terminal of its own",
+            ));
+        }
+        self.stream.resize(rows, cols)
     }
 
     /// What the process used, once it has ended. Has no twin in std.

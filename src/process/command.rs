@@ -6,11 +6,14 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::child::{Child, ChildStderr, ChildStdout};
+use super::limits::Resource;
+use super::pty::PtySize;
 use super::status::{ExitStatus, Output};
 use super::stdio::{Drain, Feed, Kind, Stdio};
-use crate::agent::protocol::Spawn;
+use crate::agent::protocol::{Limit, Spawn};
 use crate::agent::{self, Client};
 
 /// What commands of an instance start with: the image's configuration.
@@ -47,11 +50,15 @@ pub struct Command {
     stdin: Option<Stdio>,
     stdout: Option<Stdio>,
     stderr: Option<Stdio>,
+    pty: Option<PtySize>,
     user: Option<OsString>,
     uid: Option<u32>,
     gid: Option<u32>,
     groups: Option<Vec<u32>>,
     process_group: i32,
+    setsid: bool,
+    limits: Vec<Limit>,
+    timeout: Option<Duration>,
 }
 
 impl Command {
@@ -68,11 +75,15 @@ impl Command {
             stdin: None,
             stdout: None,
             stderr: None,
+            pty: None,
             user: None,
             uid: None,
             gid: None,
             groups: None,
             process_group: 0,
+            setsid: false,
+            limits: Vec::new(),
+            timeout: None,
         }
     }
 
@@ -156,6 +167,24 @@ impl Command {
         self
     }
 
+    /// Runs the command on a terminal of its own, of this size: standard input, output and error are
+    /// one pseudo-terminal, which controls the new session that the command leads. `TERM` is
+    /// `xterm-256color` unless the environment has one or was cleared. Has no twin in std.
+    ///
+    /// Everything the terminal says, standard error included, is standard output here; what was set for
+    /// [`stderr`](Command::stderr) does not count. What is written to standard input is what is typed.
+    /// Its end is typed too (Control-D) if the terminal takes lines at that moment, and is nothing to
+    /// programs that take single keys. Null input is at its end from the beginning.
+    ///
+    /// The terminal hangs up (`SIGHUP`) when the command ends, or when its
+    /// [`stdout`](Child::stdout) is dropped. [`Child::kill`] also reaches the foreground job of a
+    /// shell. Output passes as the guest's terminal makes it, which by default sends `\r\n` for `\n`
+    /// and echoes its input. The host's own terminal is left as it is.
+    pub fn pty(&mut self, size: PtySize) -> &mut Self {
+        self.pty = Some(size);
+        self
+    }
+
     /// Sets the user to run as: `"name"`, `"1000"`, `"name:group"` or `"1000:1000"`. Has no twin in std.
     ///
     /// Names are looked up in the guest's `/etc/passwd` and `/etc/group` when the command starts. The
@@ -196,6 +225,36 @@ impl Command {
     /// [`std::os::unix::process::CommandExt::process_group`].
     pub fn process_group(&mut self, group: i32) -> &mut Self {
         self.process_group = group;
+        self
+    }
+
+    /// Has the command lead a new session, and with it a new process group, without a terminal. A
+    /// command with a terminal of its own ([`pty`](Command::pty)) does so anyway. This corresponds to
+    /// the unstable `setsid` of [`std::os::unix::process::CommandExt`].
+    pub fn setsid(&mut self, setsid: bool) -> &mut Self {
+        self.setsid = setsid;
+        self
+    }
+
+    /// Limits what the command, and every process it starts, may use of a resource: `soft` is where the
+    /// limit is, `hard` how far the command itself may raise it; [`Resource::UNLIMITED`] is none. Of
+    /// two limits of one resource the later counts. Has no twin in std.
+    ///
+    /// A limit that the guest refuses (`soft` above `hard`: [`io::ErrorKind::InvalidInput`]) is an error
+    /// when the command starts.
+    pub fn rlimit(&mut self, resource: Resource, soft: u64, hard: u64) -> &mut Self {
+        let resource = resource as u8;
+        self.limits.retain(|limit| limit.resource != resource);
+        self.limits.push(Limit { resource, soft, hard });
+        self
+    }
+
+    /// Has the command killed, with its process group, when it still runs after so long; the guest does
+    /// that by itself, whether anybody waits or not. What waits for the command then fails with
+    /// [`io::ErrorKind::TimedOut`]. The clock is the machine's and stands still while it is paused. Has
+    /// no twin in std.
+    pub fn timeout(&mut self, timeout: Duration) -> &mut Self {
+        self.timeout = Some(timeout);
         self
     }
 
@@ -244,7 +303,11 @@ impl Command {
         let base = if self.env_clear { &[][..] } else { &self.defaults.env };
         let kept = base.iter().filter(|(key, _)| !self.env.contains_key(key)).map(|(k, v)| (k, v));
         let set = self.env.iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+        let term = (self.pty.is_some() && self.may_add("TERM", false))
+            .then_some((OsStr::new("TERM"), OsStr::new("xterm-256color")));
         kept.chain(set)
+            .map(|(key, value)| (&**key, &**value))
+            .chain(term)
             .map(|(key, value)| {
                 guest_string([key.as_encoded_bytes(), b"=", value.as_encoded_bytes()].concat())
             })
@@ -262,7 +325,10 @@ impl Command {
         let [stdin, stdout, stderr] = default;
         let stdin = take(&mut self.stdin, stdin)?;
         let stdout = take(&mut self.stdout, stdout)?;
-        let stderr = take(&mut self.stderr, stderr)?;
+        let stderr = match self.pty {
+            Some(_) => Kind::Null,
+            None => take(&mut self.stderr, stderr)?,
+        };
         let stdio = [stdin.mode(), stdout.mode(), stderr.mode()];
         let feed = Feed::new(stdin)?;
         let drain_stdout = Drain::new(stdout, agent::Output::Stdout)?;
@@ -291,13 +357,18 @@ impl Command {
             env: env.iter().map(|s| &**s).collect(),
             cwd: cwd.as_deref(),
             stdio,
+            terminal: self.pty.map(|size| (size.rows, size.cols)),
             user: user.as_deref(),
             set_home: self.may_add("HOME", self.user.is_some()),
             uid,
             gid,
             groups,
             process_group: self.process_group,
-            new_session: false,
+            new_session: self.setsid,
+            limits: self.limits.clone(),
+            timeout_ns: self
+                .timeout
+                .map_or(0, |timeout| u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).max(1)),
         })?;
         let connect = || -> io::Result<Child> {
             Ok(Child {
@@ -309,6 +380,8 @@ impl Command {
                     .start(&stream, agent::Output::Stderr)?
                     .then(|| ChildStderr::new(stream.clone())),
                 stream: stream.clone(),
+                terminal: self.pty.is_some(),
+                timeout: self.timeout,
             })
         };
         // No thread to carry its bytes: the command must not run on without its caller.

@@ -2,7 +2,8 @@
 //!
 //! A [`Command`] describes a program, [`Command::spawn`] starts it as a [`Child`], and its three
 //! standard streams are pipes, `/dev/null`, or this process's own, as [`Stdio`] says. Everything a
-//! command is given and everything it writes passes byte for byte.
+//! command is given and everything it writes passes byte for byte. With [`Command::pty`] they are a
+//! terminal instead.
 //!
 //! What the guest's kernel says comes back as [`std::io::Error`]: a program that does not exist is
 //! [`NotFound`](std::io::ErrorKind::NotFound), one that may not be executed
@@ -12,6 +13,8 @@
 
 mod child;
 mod command;
+mod limits;
+mod pty;
 mod status;
 mod stdio;
 #[cfg(test)]
@@ -20,5 +23,7 @@ mod tests;
 pub use child::{Child, ChildStderr, ChildStdin, ChildStdout};
 pub(crate) use command::Defaults;
 pub use command::{Command, CommandArgs, CommandEnvs};
+pub use limits::Resource;
+pub use pty::PtySize;
 pub use status::{ExitStatus, Output, ResourceUsage};
 pub use stdio::Stdio;

@@ -17,7 +17,8 @@ use crate::sys::input::InterruptibleInput;
 ///
 /// This corresponds to [`std::process::Stdio`]. Guest and host share no descriptors, so everything but
 /// [`null`](Stdio::null) is a pipe in the guest, and bytes are carried between it and the host: a
-/// program that asks whether it writes to a terminal hears no, and what was read from an inherited
+/// program that asks whether it writes to a terminal hears no (but see
+/// [`Command::pty`](super::Command::pty)), and what was read from an inherited
 /// standard input but not by the command is lost.
 #[derive(Debug)]
 pub struct Stdio(pub(super) Kind);

@@ -49,7 +49,15 @@ conformance! {
     stdio_from_files_and_children();
     users_and_groups();
     users_by_name();
+    r2_1_a_timeout_ends_the_group();
+    limits_sessions_and_groups();
     commands_inherit_no_descriptor();
+    pty_is_the_terminal_of_the_command();
+    pty_takes_what_is_typed();
+    r2_2_pty_output_is_byte_exact(16 * 1024 * 1024 + 13, 300);
+    r2_3_pty_input_is_byte_exact(4 * 1024 * 1024 + 7);
+    r2_5_pty_orphans_and_kill();
+    r2_7_resize_and_kill_while_reading();
     many_threads_share_one_machine(25);
 }
 
@@ -125,7 +133,7 @@ fn r2_4_a_machine_that_dies_is_no_exit_status() {
     let agent = HostAgent::start();
     // The command's parent is the agent itself.
     let mut doom = command(&agent, "sh");
-    let error = doom.args(["-c", "kill -9 $PPID; sleep 1000"]).output().unwrap_err();
+    let error = doom.args(["-c", "kill -9 $PPID; sleep 1"]).output().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotConnected);
 }
 
@@ -146,6 +154,9 @@ fn r7_1_nothing_is_left_of_commands() {
         for n in 0..times {
             let mut c = command(&agent, "cat");
             c.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            if n % 2 == 0 {
+                c.pty(PtySize::default());
+            }
             let mut child = c.spawn().unwrap();
             match n % 3 {
                 0 => drop(child.wait_with_output().unwrap()),

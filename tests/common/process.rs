@@ -1,5 +1,5 @@
 //! What `cc::process` promises, as functions over any place where commands run. The module that
-//! includes this file has `Command`, `Stdio` and `Output` in scope and gives a factory of commands;
+//! includes this file has `cc::process` in scope and gives a factory of commands;
 //! the place has `sh`, `cat`, `head`, `yes`, `sleep`, `awk`, `id` and `ls`.
 
 use std::ffi::OsStr;
@@ -9,7 +9,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Command, Output, Stdio};
+use super::{Child, Command, Output, PtySize, Resource, Stdio};
+
+mod pty;
+pub(crate) use pty::*;
 
 /// Makes a command for a program by name.
 pub(crate) type Factory<'a> = &'a (dyn Fn(&str) -> Command + Sync);
@@ -387,6 +390,105 @@ pub(crate) fn users_and_groups(command: Factory<'_>) {
     assert_eq!(text(&ids().uid(65534).gid(65533).output().unwrap()), "65534\n65533\n65533");
     let out = ids().uid(65534).gid(65533).groups(&[7, 8]).output().unwrap();
     assert_eq!(text(&out), "65534\n65533\n65533 7 8");
+}
+
+pub(crate) fn r2_1_a_timeout_ends_the_group(command: Factory<'_>) {
+    const TIME: Duration = Duration::from_millis(300);
+    let script = "echo $$; (sleep 1000 & echo $!; exec sleep 1000) & wait";
+    let told = |error: std::io::Error| {
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        assert_eq!(error.to_string(), "the command was killed after its timeout of 300ms");
+    };
+    for terminal in [false, true] {
+        let timed = |script: &str| {
+            let mut sh = sh(command, script);
+            if terminal {
+                sh.pty(PtySize::default());
+            }
+            sh.timeout(TIME).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+        };
+        let mut child = timed(script);
+        let stdin = child.stdin.take();
+        let mut said = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        told(child.wait().unwrap_err());
+        told(child.wait_timeout(LONG).unwrap_err());
+        told(child.try_wait().unwrap_err());
+        assert!(child.resource_usage().is_some());
+        assert_eq!(said.split_whitespace().count(), 2);
+        for pid in said.split_whitespace() {
+            wait_until("the group is gone", || !alive(command, pid));
+        }
+        drop(stdin);
+        told(timed(script).wait_with_output().unwrap_err());
+        // One that is stopped, and one that nobody waits for.
+        told(timed("kill -STOP $$").wait().unwrap_err());
+        let mut unwatched = timed("echo $$; exec sleep 1000 >/dev/null");
+        let mut pid = [0; 16];
+        let n = unwatched.stdout.as_mut().unwrap().read(&mut pid).unwrap();
+        let pid = std::str::from_utf8(&pid[..n]).unwrap().trim();
+        wait_until("it has been killed", || !alive(command, pid));
+    }
+    let in_time = |script| sh(command, script).timeout(LONG).output().unwrap().status;
+    assert_eq!(in_time("exit 3").code(), Some(3));
+    assert_eq!(in_time("kill -9 $$").signal(), Some(9), "killed, but not for its time");
+    assert_eq!(sh(command, "exit 4").timeout(Duration::MAX).output().unwrap().status.code(), Some(4));
+    let error = command("sleep").arg("1000").timeout(Duration::ZERO).status().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+}
+
+pub(crate) fn limits_sessions_and_groups(command: Factory<'_>) {
+    let said = |command: &mut Command| {
+        let out = command.output().unwrap();
+        assert!(out.status.success(), "{out:?}");
+        text(&out).to_owned()
+    };
+    let mut c = sh(command, "ulimit -n; ulimit -Hn; ulimit -c; ulimit -f");
+    c.rlimit(Resource::OpenFiles, 64, 128).rlimit(Resource::CoreSize, 0, 0);
+    c.rlimit(Resource::FileSize, 1, 1).rlimit(Resource::FileSize, 512, 1024);
+    assert_eq!(said(&mut c), "64\n128\n0\n1");
+    let mut c = sh(command, "while :; do :; done");
+    let status = c.rlimit(Resource::CpuTime, 1, Resource::UNLIMITED).status().unwrap();
+    assert_eq!(status.signal(), Some(24), "SIGXCPU");
+    let error = command("true").rlimit(Resource::OpenFiles, 2, 1).status().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert!(error.to_string().contains("limit"), "{error}");
+
+    // Process id, group, session.
+    let ids = "read -r pid name state parent group session rest </proc/$$/stat; echo $pid $group $session";
+    let of = |text: &str| -> Vec<u32> { text.split_whitespace().map(|id| id.parse().unwrap()).collect() };
+    let plain = of(&said(&mut sh(command, ids)));
+    assert!(plain[0] == plain[1] && plain[0] != plain[2], "{plain:?}");
+    let leads = of(&said(sh(command, ids).setsid(true)));
+    assert!(leads[0] == leads[1] && leads[0] == leads[2], "{leads:?}");
+
+    let mut first = command("sleep").arg("1000").spawn().unwrap();
+    let group = first.id() as i32;
+    let joins = of(&said(sh(command, ids).process_group(group)));
+    assert!(joins[1] == first.id() && joins[2] == plain[2], "{joins:?}");
+    // In a group of others only the command itself is reached.
+    let mut second = command("sleep").arg("1000").process_group(group).spawn().unwrap();
+    second.signal(15).unwrap();
+    assert_eq!(second.wait().unwrap().signal(), Some(15));
+    assert_eq!(first.try_wait().unwrap(), None);
+    // A group's leader reaches all of it, by any signal.
+    let mut second = command("sleep").arg("1000").process_group(group).spawn().unwrap();
+    first.signal(10).unwrap();
+    assert_eq!(first.wait().unwrap().signal(), Some(10));
+    assert_eq!(second.wait().unwrap().signal(), Some(10));
+    first.signal(9).expect("signalling what has ended is no error");
+
+    let script = "trap 'echo caught' USR2; echo ready; read x; echo $x";
+    let mut child = sh(command, script).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 6]).unwrap();
+    child.signal(12).unwrap();
+    let mut caught = [0; 7];
+    stdout.read_exact(&mut caught).unwrap();
+    assert_eq!(&caught, b"caught\n");
+    assert!(child.try_wait().unwrap().is_none_or(|status| status.success()));
+    assert_eq!(child.signal(65).unwrap_err().kind(), ErrorKind::InvalidInput);
+    child.kill().unwrap();
 }
 
 /// The place has an `/etc/passwd` with somebody who is not root.

@@ -4,7 +4,7 @@
 
 use std::io::ErrorKind;
 
-use cc::process::{Command, Output, Stdio};
+use cc::process::{Child, Command, Output, PtySize, Resource, Stdio};
 
 use crate::support::{sh, shared, small};
 
@@ -41,7 +41,15 @@ conformance! {
     r2_10_argv_and_env_are_byte_exact = r2_10_argv_and_env_are_byte_exact();
     stdio_from_files_and_children = stdio_from_files_and_children();
     users_and_groups = users_and_groups();
+    r2_1_a_timeout_ends_the_group = r2_1_a_timeout_ends_the_group();
+    limits_sessions_and_groups = limits_sessions_and_groups();
     commands_inherit_no_descriptor = commands_inherit_no_descriptor();
+    pty_is_the_terminal_of_the_command = pty_is_the_terminal_of_the_command();
+    pty_takes_what_is_typed = pty_takes_what_is_typed();
+    r2_2_pty_output_is_byte_exact = r2_2_pty_output_is_byte_exact(1024 * 1024 + 13, 20);
+    r2_3_pty_input_is_byte_exact = r2_3_pty_input_is_byte_exact(512 * 1024 + 7);
+    r2_5_pty_orphans_and_kill = r2_5_pty_orphans_and_kill();
+    r2_7_resize_and_kill_while_reading = r2_7_resize_and_kill_while_reading();
     many_threads_share_one_machine = many_threads_share_one_machine(5);
 
     #[ignore = "minutes: 1 GiB each way"]

@@ -166,6 +166,58 @@ fn a_closed_machine_refuses_all() {
 }
 
 #[test]
+fn r2_9_shutdown_terminates_then_kills_then_turns_off() {
+    const GRACE: Duration = Duration::from_millis(1500);
+    let instance = small().start().unwrap();
+    let spawn = |on_term: &str| {
+        let script = format!("trap '{on_term}' TERM; echo ready; while :; do sleep 0.1; done");
+        let mut command = instance.command("sh");
+        let mut child = command.args(["-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+        child
+    };
+    let (polite, stubborn) = (spawn("echo bye; exit 6"), spawn(""));
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let polite = scope.spawn(|| (polite.wait_with_output().unwrap(), start.elapsed()));
+        let stubborn = scope.spawn(|| (stubborn.wait_with_output().unwrap(), start.elapsed()));
+        let twice = scope.spawn(|| instance.shutdown(GRACE));
+        instance.shutdown(GRACE).unwrap();
+        assert!(start.elapsed() >= GRACE, "{:?}", start.elapsed());
+        assert!(matches!(twice.join().unwrap(), Ok(()) | Err(Error::NotRunning(_))));
+        let (out, _) = polite.join().unwrap();
+        assert_eq!((out.status.code(), &*out.stdout), (Some(6), &b"bye\n"[..]));
+        let (out, after) = stubborn.join().unwrap();
+        assert_eq!(out.status.signal(), Some(9));
+        assert!(after >= GRACE, "{after:?}: it had its grace");
+    });
+    instance.wait().expect("it turned itself off");
+    assert!(!instance.is_running());
+    assert!(matches!(instance.shutdown(GRACE), Err(Error::NotRunning(_))));
+    assert_eq!(instance.command("true").output().unwrap_err().kind(), ErrorKind::NotConnected);
+    instance.close().expect("closing what has ended is no error");
+    assert!(matches!(instance.shutdown(GRACE), Err(Error::AlreadyClosed)));
+}
+
+#[test]
+fn r2_9_shutdown_does_not_wait_for_nothing() {
+    let instance = small().start().unwrap();
+    sh(&instance, "true");
+    instance.pause().unwrap();
+    let start = Instant::now();
+    instance.shutdown(LONG * 10).unwrap();
+    assert!(start.elapsed() < LONG);
+    instance.wait().unwrap();
+
+    let panicking = small().start().unwrap();
+    let script = "trap 'echo c >/proc/sysrq-trigger' TERM; echo ready; while :; do sleep 0.1; done";
+    let mut child = panicking.command("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+    let end = panicking.shutdown(LONG);
+    assert!(matches!(end, Err(Error::Panicked { .. })), "{end:?}");
+}
+
+#[test]
 fn r9_2_drop_is_bounded_and_ends_what_runs() {
     let instance = small().start().unwrap();
     let mut busy = instance.command("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
