@@ -51,6 +51,12 @@ pub enum OverlayError {
         /// The link's target.
         target: String,
     },
+    /// Symbolic links that paths of a layer lead through take too long to follow.
+    #[error("following the symbolic links that paths of layer {layer} lead through takes too long")]
+    Links {
+        /// Number of the layer, 0 for the lowest.
+        layer: usize,
+    },
     /// The host directory cannot be opened.
     #[error("the directory {} cannot be opened", path.display())]
     Directory {
