@@ -5,5 +5,6 @@
 #[path = "../../examples/vfs_mount/convert.rs"]
 mod convert;
 mod foreign;
+mod scale;
 #[path = "../../examples/vfs_mount/served.rs"]
 mod served;
