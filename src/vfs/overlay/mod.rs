@@ -20,10 +20,14 @@ mod directory;
 #[cfg(not(target_os = "linux"))]
 #[path = "no_directory.rs"]
 mod directory;
+mod export;
+#[cfg(test)]
+mod export_tests;
 mod lower;
 mod node;
 mod ops;
 mod store;
+mod tar_writer;
 #[cfg(test)]
 mod tests;
 mod tree;
