@@ -11,7 +11,11 @@ use crate::vfs::{NAME_MAX, Time, mode};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
+const BOOKKEEPING: &[u8] = b".wh..wh.";
 const MAX_LINKS: u32 = 40;
+/// Bytes of link targets that a layer may make us walk through, at least: else its paths could cost more than their
+/// length allows for.
+const MAX_STEPS: u64 = 1 << 20;
 const ROOT: usize = 0;
 
 impl Index {
@@ -83,11 +87,13 @@ struct Tree {
     nodes: Vec<Node>,
     limits: TarLimits,
     metadata: u64,
+    /// Components of link targets walked through so far.
+    steps: u64,
 }
 
 impl Tree {
     fn new(limits: TarLimits) -> Self {
-        Tree { nodes: vec![implicit_dir()], limits, metadata: 0 }
+        Tree { nodes: vec![implicit_dir()], limits, metadata: 0, steps: 0 }
     }
 
     fn charge(&mut self, bytes: usize) -> Result<(), TarProblem> {
@@ -162,6 +168,10 @@ impl Tree {
                     if target.starts_with(b"/") {
                         stack.truncate(1);
                     }
+                    self.steps += target.len() as u64;
+                    if self.steps > MAX_STEPS.max(16 * u64::from(self.limits.entries)) {
+                        return Err(TarProblem::LinkLoop);
+                    }
                     for part in target.split(|&b| b == b'/').rev() {
                         match part {
                             b"" | b"." => {}
@@ -208,16 +218,19 @@ impl Tree {
         self.charge(
             name.len() + extents + entry.xattrs.iter().map(|(n, v)| n.len() + v.len() + 6).sum::<usize>(),
         )?;
+        // Names with two prefixes, the opaque marker aside, are the bookkeeping of an old storage driver.
+        if name != OPAQUE && parts.iter().any(|part| part.starts_with(BOOKKEEPING)) {
+            return Ok(());
+        }
+        if parents.iter().any(|part| part.starts_with(WHITEOUT)) {
+            return Err(TarProblem::Whiteout);
+        }
         let parent = self.walk(parents, true)?.ok_or(TarProblem::NotDirectory)?;
         if name == OPAQUE {
             self.dir_mut(parent)?.opaque = true;
             return Ok(());
         }
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
-            // Other names with two prefixes are the bookkeeping of an old storage driver.
-            if hidden.starts_with(WHITEOUT) {
-                return Ok(());
-            }
             if matches!(hidden, b"" | b"." | b"..") {
                 return Err(TarProblem::Whiteout);
             }

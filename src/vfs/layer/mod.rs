@@ -8,6 +8,8 @@
 //! What a hostile tar can do is be refused, with a [`TarError`] that says where and why.
 
 mod builder;
+#[cfg(test)]
+mod hostile;
 mod index;
 mod tar;
 #[cfg(test)]

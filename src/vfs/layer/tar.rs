@@ -12,13 +12,16 @@ use super::index::Extent;
 use crate::vfs::{FileType, NAME_MAX, Time, io::read_at, makedev};
 
 const BLOCK: usize = 512;
+/// Extended attributes of one file, and bytes of their names.
+const MAX_XATTRS: usize = 1024;
+const MAX_NAMES: usize = 64 << 10;
 
 /// What a tar may ask of us.
 #[derive(Clone, Copy, Debug)]
 pub struct TarLimits {
     /// Entries, and directories implied by them.
     pub entries: u32,
-    /// Bytes of one PAX or GNU extension header.
+    /// Bytes of the PAX and GNU extension headers of one entry.
     pub extension: u64,
     /// Bytes of a path.
     pub path: usize,
@@ -84,8 +87,8 @@ pub enum TarProblem {
     /// More entries, or more bytes of metadata, than the limit.
     #[error("more entries or metadata than the limit")]
     TooLarge,
-    /// An extension header is larger than the limit.
-    #[error("an extension header of {0} bytes is beyond the limit")]
+    /// The extension headers of an entry are larger than the limit.
+    #[error("extension headers of {0} bytes are beyond the limit")]
     Extension(u64),
     /// A PAX record is malformed.
     #[error("a PAX record is malformed")]
@@ -102,8 +105,8 @@ pub enum TarProblem {
     /// A path leads through something that is no directory.
     #[error("the path leads through a file that is no directory")]
     NotDirectory,
-    /// Symbolic links lead in a circle.
-    #[error("symbolic links in the path lead in a circle")]
+    /// Symbolic links lead in a circle, or take too long to follow.
+    #[error("symbolic links in the path lead in a circle or nearly so")]
     LinkLoop,
     /// A hard link to a directory or to nothing.
     #[error("a hard link to a directory or to nothing")]
@@ -284,7 +287,7 @@ impl<I: Input> Parser<I> {
 
     fn entry(&mut self, offset: u64, shown: &mut Vec<u8>) -> Result<Option<TarEntry>, TarProblem> {
         let mut ext = Extension::default();
-        let mut extended = false;
+        let (mut extended, mut bytes) = (false, 0);
         loop {
             let Some(header) = self.header()? else {
                 return if extended { Err(TarProblem::Truncated) } else { Ok(None) };
@@ -294,8 +297,10 @@ impl<I: Input> Parser<I> {
                 extended = true;
                 let size = number(&header[124..136], "size")?;
                 let size = u64::try_from(size).map_err(|_| TarProblem::Number("size"))?;
-                if size > self.limits.extension {
-                    return Err(TarProblem::Extension(size));
+                // All that an entry has, since they add up before it comes.
+                bytes = size.saturating_add(bytes);
+                if bytes > self.limits.extension {
+                    return Err(TarProblem::Extension(bytes));
                 }
                 let data = self.data(size)?;
                 match kind {
@@ -579,6 +584,13 @@ impl Extension {
                             return Err(TarProblem::Pax);
                         }
                         self.xattrs.retain(|(other, _)| other != name);
+                        // What Linux can list of one file.
+                        if self.xattrs.iter().map(|(n, _)| n.len() + 1).sum::<usize>() + name.len()
+                            >= MAX_NAMES
+                            || self.xattrs.len() >= MAX_XATTRS
+                        {
+                            return Err(TarProblem::Pax);
+                        }
                         self.xattrs.push((name.to_vec(), value.to_vec()));
                     }
                 }

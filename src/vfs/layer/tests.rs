@@ -77,7 +77,7 @@ impl Maker {
         self.raw_pax(b'x', &data)
     }
 
-    fn raw_pax(&mut self, kind: u8, data: &[u8]) -> &mut Maker {
+    pub(super) fn raw_pax(&mut self, kind: u8, data: &[u8]) -> &mut Maker {
         self.header(b"pax", kind, data.len() as u64, b"").body(data)
     }
 
@@ -92,7 +92,7 @@ impl Maker {
     }
 }
 
-fn layer(tar: &[u8]) -> std::result::Result<Layer, TarError> {
+pub(super) fn layer(tar: &[u8]) -> std::result::Result<Layer, TarError> {
     let index = Index::build(tar, TarLimits::default())?;
     let mut file = tempfile::tempfile().expect("file");
     file.write_all(tar).expect("write");
@@ -102,11 +102,11 @@ fn layer(tar: &[u8]) -> std::result::Result<Layer, TarError> {
     Ok(Layer::new(Arc::new(stored), file).expect("layer"))
 }
 
-fn overlay(layer: Layer) -> Overlay {
+pub(super) fn overlay(layer: Layer) -> Overlay {
     Overlay::new(vec![layer], Limits::default()).expect("overlay")
 }
 
-fn problem(tar: &[u8]) -> TarProblem {
+pub(super) fn problem(tar: &[u8]) -> TarProblem {
     match layer(tar) {
         Ok(_) => panic!("accepted"),
         Err(e) => {
@@ -446,7 +446,7 @@ fn damaged_indexes_are_refused_and_never_panic() {
 }
 
 /// Touches everything, whatever the answers.
-fn walk(fs: &Paths<'_>, path: &str, depth: usize) {
+pub(super) fn walk(fs: &Paths<'_>, path: &str, depth: usize) {
     assert!(depth < 10);
     let Ok(attr) = fs.attr(path) else { return };
     let _ = fs.readlink(path).is_ok();

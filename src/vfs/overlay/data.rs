@@ -521,7 +521,14 @@ impl Data {
                         store.take_pages(1)?;
                         let chunk = self.chunks.entry(index).or_default();
                         let end = (page + 1) * PAGE - index * CHUNK;
-                        if let Err(e) = chunk.reserve(end, store) {
+                        let place = |chunk: &mut Chunk| {
+                            chunk.reserve(end, store)?;
+                            match chunk.body {
+                                Body::Slot(slot) => store.allocate(slot, end - PAGE, PAGE),
+                                _ => Ok(()),
+                            }
+                        };
+                        if let Err(e) = place(chunk) {
                             store.give_pages(1);
                             self.tidy(index, store);
                             return Err(e);

@@ -10,6 +10,8 @@ use crate::vfs::layer::{DirName, Inode, Layer};
 use crate::vfs::{FileType, NodeId};
 
 const MAX_LINKS: u32 = 40;
+/// Bytes of link targets that all layers together may make us walk through when they are put together.
+const MAX_STEPS: u64 = 64 << 20;
 
 /// An inode of a layer; layers count from the lowest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,11 +49,12 @@ impl Lowers {
     pub(super) fn new(layers: Vec<Layer>) -> Result<Lowers, OverlayError> {
         let mut lowers = Lowers::default();
         let mut base = NodeId::ROOT.0 + 1;
+        let mut steps = 0;
         for layer in layers {
             lowers.bases.push(base);
             base += u64::from(layer.index().inodes());
             lowers.layers.push(layer);
-            lowers.join_last()?;
+            lowers.join_last(&mut steps)?;
         }
         Ok(lowers)
     }
@@ -65,15 +68,18 @@ impl Lowers {
     }
 
     /// Resolves what the topmost layer says about paths of the layers below it.
-    fn join_last(&mut self) -> Result<(), OverlayError> {
+    fn join_last(&mut self, steps: &mut u64) -> Result<(), OverlayError> {
         let top = self.layers.len() - 1;
         let Some(layer) = self.layers.last().cloned() else { return Ok(()) };
         for (inode, path) in layer.index().special_paths() {
             let id = LowerId { layer: top as u32, inode };
             let node = layer.index().inode(inode);
             let path: Vec<&[u8]> = path.split(|&b| b == b'/').collect();
+            if *steps > MAX_STEPS {
+                return Err(OverlayError::Links { layer: top });
+            }
             if node.lower_link() {
-                match self.resolve(&path, top, false) {
+                match self.resolve(&path, top, false, steps) {
                     Some(found) if found.kind != FileType::Dir => {
                         self.links.insert(id, found.id);
                         let names = self.extra_names.entry(found.id).or_default();
@@ -86,11 +92,11 @@ impl Lowers {
                         });
                     }
                 }
-            } else if let Some(link) = self.resolve(&path, top, false) {
+            } else if let Some(link) = self.resolve(&path, top, false, steps) {
                 if link.kind != FileType::Symlink {
                     continue;
                 }
-                if let Some(found) = self.resolve(&path, top, true)
+                if let Some(found) = self.resolve(&path, top, true, steps)
                     && let Some(&host) = found.dirs.first()
                 {
                     self.grafts.entry(host).or_default().push(id);
@@ -102,7 +108,7 @@ impl Lowers {
     }
 
     /// Follows a path in the layers below `top`.
-    fn resolve(&self, path: &[&[u8]], top: usize, follow_last: bool) -> Option<Merged> {
+    fn resolve(&self, path: &[&[u8]], top: usize, follow_last: bool, steps: &mut u64) -> Option<Merged> {
         let mut stack =
             vec![Merged { id: LowerId { layer: 0, inode: 0 }, kind: FileType::Dir, dirs: self.root(top) }];
         let mut todo: Vec<Vec<u8>> = path.iter().rev().map(|p| p.to_vec()).collect();
@@ -126,6 +132,7 @@ impl Lowers {
                 }
                 let layer = self.layers.get(found.id.layer as usize)?;
                 let target = layer.index().target(&layer.index().inode(found.id.inode)).to_vec();
+                *steps += target.len() as u64;
                 if target.starts_with(b"/") {
                     stack.truncate(1);
                 }

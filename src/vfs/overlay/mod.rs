@@ -20,10 +20,14 @@ mod directory;
 #[cfg(not(target_os = "linux"))]
 #[path = "no_directory.rs"]
 mod directory;
+mod export;
+#[cfg(test)]
+mod export_tests;
 mod lower;
 mod node;
 mod ops;
 mod store;
+mod tar_writer;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -50,6 +54,12 @@ pub enum OverlayError {
         layer: usize,
         /// The link's target.
         target: String,
+    },
+    /// Symbolic links that paths of a layer lead through take too long to follow.
+    #[error("following the symbolic links that paths of layer {layer} lead through takes too long")]
+    Links {
+        /// Number of the layer, 0 for the lowest.
+        layer: usize,
     },
     /// The host directory cannot be opened.
     #[error("the directory {} cannot be opened", path.display())]

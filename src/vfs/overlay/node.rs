@@ -95,6 +95,11 @@ impl Dir {
         self.names.get(name).copied()
     }
 
+    /// The names that differ from below.
+    pub(super) fn changes(&self) -> impl Iterator<Item = (&[u8], Change)> {
+        self.names.iter().map(|(name, &change)| (&**name, change))
+    }
+
     /// Whether any name leads to a node of the upper.
     pub(super) fn has_nodes(&self) -> bool {
         !self.order.is_empty()

@@ -156,6 +156,14 @@ impl Store {
         Ok(zero(self.open()?, slot * CHUNK + start, len)?)
     }
 
+    /// Has the host set space aside for a part of a slot, where it can.
+    pub(super) fn allocate(&self, slot: u64, start: u64, len: u64) -> Result<()> {
+        match allocate(self.open()?, slot * CHUNK + start, len) {
+            Err(e) if e.kind() == io::ErrorKind::StorageFull => Err(Errno::ENOSPC),
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn write(&self, slot: u64, start: u64, bytes: &[u8]) -> Result<()> {
         Ok(write_all_at(self.open()?, bytes, slot * CHUNK + start)?)
     }
@@ -175,6 +183,16 @@ impl Store {
         };
         Ok(self.file.get_or_init(|| file))
     }
+}
+
+#[cfg(target_os = "linux")]
+fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    Ok(rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), offset, len)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn allocate(_: &File, _: u64, _: u64) -> io::Result<()> {
+    Ok(())
 }
 
 #[cfg(target_os = "linux")]

@@ -1,5 +1,6 @@
 //! The tree of nodes under the lock: finding, making, dropping.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +22,8 @@ pub(super) struct Tree {
     nodes: HashMap<u64, Node>,
     next: u64,
     ttl: Duration,
+    /// When the root was last changed before anybody could.
+    root_ctime: Time,
 }
 
 /// A child of a directory: its number, and for one of the layers what it is made of.
@@ -35,11 +38,18 @@ impl Tree {
     pub(super) fn empty() -> Tree {
         let dir = Dir::new(NodeId::ROOT.0, LowerDir::none(), 0, 0);
         let root = new_node(mode::DIR | 0o755, 0, 0, 2, Body::Dir(Box::new(dir)));
-        Tree { nodes: HashMap::from([(NodeId::ROOT.0, root)]), next: NodeId::ROOT.0 + 1, ttl: TTL }
+        let root_ctime = root.ctime;
+        Tree {
+            nodes: HashMap::from([(NodeId::ROOT.0, root)]),
+            next: NodeId::ROOT.0 + 1,
+            ttl: TTL,
+            root_ctime,
+        }
     }
 
     pub(super) fn new(below: &Below) -> Result<Tree> {
-        let mut tree = Tree { nodes: HashMap::new(), next: below.end(), ttl: TTL };
+        let mut tree =
+            Tree { nodes: HashMap::new(), next: below.end(), ttl: TTL, root_ctime: Time::default() };
         let mut root = match (below, below.root()) {
             (Below::Layers(lowers), LowerDir::Layers(dirs)) => {
                 // A root nobody describes has the attributes of a fresh directory.
@@ -63,11 +73,22 @@ impl Tree {
             _ => return Err(Errno::EIO),
         };
         root.dirty = true;
+        tree.root_ctime = root.ctime;
         if let Body::Dir(dir) = &mut root.body {
             dir.parent = NodeId::ROOT.0;
         }
         tree.nodes.insert(NodeId::ROOT.0, root);
         Ok(tree)
+    }
+
+    /// Every node, with its number.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = (u64, &Node)> {
+        self.nodes.iter().map(|(&ino, node)| (ino, node))
+    }
+
+    /// Whether the root differs from what is below.
+    pub(super) fn root_changed(&self) -> bool {
+        self.get(NodeId::ROOT.0).is_ok_and(|root| root.ctime != self.root_ctime)
     }
 
     /// Number of nodes.
@@ -140,12 +161,7 @@ impl Tree {
             return Ok(());
         }
         let found = child.found.as_ref().ok_or(Errno::EIO)?;
-        let node = match (&found.source, below.lowers()) {
-            (Source::Layers(merged), Some(lowers)) => from_layers(lowers, parent, merged),
-            (Source::Directory(host, attr), _) => from_host(parent, host, attr)?,
-            _ => return Err(Errno::EIO),
-        };
-        self.nodes.insert(child.ino, node);
+        self.nodes.insert(child.ino, make_node(below, parent, found)?);
         if child.kind == FileType::Dir {
             self.adopt(parent);
         }
@@ -402,21 +418,8 @@ impl Node {
 
     /// The attributes as our own map, copied from the layer where they are still there.
     pub(super) fn own_xattrs(&mut self, below: &Below, store: &Store) -> Result<&mut XattrMap> {
-        let lower = match (&self.xattrs, &self.host) {
-            (Xattrs::Own(_), _) => None,
-            (Xattrs::Host, Some(host)) => Some(host.xattrs()?),
-            (Xattrs::Host, None) => Some(XattrMap::new()),
-            (&Xattrs::Lower(id), _) => {
-                let mut own = XattrMap::new();
-                if let Some(layer) = below.lowers().and_then(|lowers| lowers.layer(id)) {
-                    for (name, value) in layer.index().xattrs(&layer.index().inode(id.inode)) {
-                        own.insert(name.into(), value.into());
-                    }
-                }
-                Some(own)
-            }
-        };
-        if let Some(own) = lower {
+        if !matches!(self.xattrs, Xattrs::Own(_)) {
+            let own = self.all_xattrs(below)?.into_owned();
             store.take_metadata(own.iter().map(|(n, v)| (n.len() + v.len()) as u64).sum())?;
             self.xattrs = Xattrs::Own(own);
         }
@@ -424,6 +427,24 @@ impl Node {
             Xattrs::Own(own) => Ok(own),
             _ => Err(Errno::EIO),
         }
+    }
+
+    /// All attributes by name.
+    pub(super) fn all_xattrs(&self, below: &Below) -> Result<Cow<'_, XattrMap>> {
+        Ok(match (&self.xattrs, &self.host) {
+            (Xattrs::Own(own), _) => Cow::Borrowed(own),
+            (Xattrs::Host, Some(host)) => Cow::Owned(host.xattrs()?),
+            (Xattrs::Host, None) => Cow::default(),
+            (&Xattrs::Lower(id), _) => {
+                let mut all = XattrMap::new();
+                if let Some(layer) = below.lowers().and_then(|lowers| lowers.layer(id)) {
+                    for (name, value) in layer.index().xattrs(&layer.index().inode(id.inode)) {
+                        all.insert(name.into(), value.into());
+                    }
+                }
+                Cow::Owned(all)
+            }
+        })
     }
 
     pub(super) fn xattr(&self, below: &Below, name: &[u8]) -> Result<Option<Box<[u8]>>> {
@@ -481,6 +502,15 @@ pub(super) fn new_node(mode: u32, uid: u32, gid: u32, nlink: u32, body: Body) ->
         xattrs: Xattrs::Own(BTreeMap::new()),
         host: None,
         body,
+    }
+}
+
+/// A node of what is below, as it is there.
+pub(super) fn make_node(below: &Below, parent: u64, found: &Found) -> Result<Node> {
+    match (&found.source, below.lowers()) {
+        (Source::Layers(merged), Some(lowers)) => Ok(from_layers(lowers, parent, merged)),
+        (Source::Directory(host, attr), _) => from_host(parent, host, attr),
+        _ => Err(Errno::EIO),
     }
 }
 
