@@ -179,7 +179,8 @@ impl ClientBuilder {
 
     /// User and password for the registry, instead of what `docker login` left. Mirrors do not get them.
     pub fn credentials(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
-        self.options.credentials = Some(Credentials::Password { user: user.into(), password: password.into() });
+        self.options.credentials =
+            Some(Credentials::Password { user: user.into(), password: password.into() });
         self
     }
 

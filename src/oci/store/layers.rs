@@ -96,8 +96,7 @@ impl Work {
         fs::create_dir(&dir).map_err(Error::store("create the directory", &dir))?;
         let path = dir.join(TAR);
         let failed = Error::store("create", &path);
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).open(&path).map_err(&failed)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).map_err(&failed)?;
         file.lock_shared().map_err(&failed)?;
         Ok((file, path))
     }
