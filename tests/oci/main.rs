@@ -2,5 +2,9 @@
 //!
 //! Everything is in one binary. It needs Debian's `docker-registry`, `skopeo` and `umoci`.
 
+mod archives;
+mod auth;
+mod concurrency;
+mod failures;
 mod pulls;
 mod support;

@@ -79,3 +79,20 @@ pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+/// A command that runs nothing but the test `name` of this binary.
+pub(crate) fn this_test(name: &str, variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this binary"));
+    command.args([name, "--exact", "--nocapture", "--test-threads=1"]).envs(variables.iter().copied());
+    command
+}
+
+/// Runs the test `name` in a process of its own, with these variables, by which it knows.
+pub(crate) fn alone(name: &str, variables: &[(&str, &str)]) {
+    let out = this_test(name, variables).output().expect("this binary runs");
+    let text = String::from_utf8_lossy(&out.stdout);
+    print!("{text}");
+    eprint!("{}", String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{name} failed in its own process");
+    assert!(text.contains("1 passed"), "there is no test {name}");
+}
