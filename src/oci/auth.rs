@@ -118,8 +118,9 @@ impl Login {
             }
             Some(Challenge::Bearer { realm, service, scope }) => {
                 let scope = scope.unwrap_or_else(|| self.scope.clone());
-                let token =
-                    self.token(http, &realm, service.as_deref(), &scope, credentials.as_ref(), plain, image).await?;
+                let token = self
+                    .token(http, &realm, service.as_deref(), &scope, credentials.as_ref(), plain, image)
+                    .await?;
                 let lifetime = token.expires_in.unwrap_or(LIFETIME).clamp(1, 24 * 3600);
                 // A moment early, so that it does not expire on its way.
                 state.until = Some(Instant::now() + Duration::from_secs(lifetime).mul_f64(0.9));
@@ -198,7 +199,9 @@ impl Login {
             StatusCode::OK => {}
             StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 let reason = match credentials {
-                    Some(_) => format!("{host}, where it sends those who log in, refuses the credentials it was given"),
+                    Some(_) => format!(
+                        "{host}, where it sends those who log in, refuses the credentials it was given"
+                    ),
                     None => format!("{host}, where it sends those who log in, wants credentials"),
                 };
                 let (server, image) = (self.registry.clone(), image.to_owned());
@@ -211,7 +214,8 @@ impl Login {
         }
         let bytes = response.read(MAX_TOKEN, "a token").await?;
         // What the parser says could quote the token.
-        serde_json::from_slice(&bytes).map_err(|_| Error::malformed(format!("a token from {host}"), "no JSON").into())
+        serde_json::from_slice(&bytes)
+            .map_err(|_| Error::malformed(format!("a token from {host}"), "no JSON").into())
     }
 }
 
@@ -227,7 +231,11 @@ fn challenge(headers: &HeaderMap) -> Option<Challenge> {
             };
             if challenge.scheme.eq_ignore_ascii_case("bearer") {
                 if let Some(realm) = parameter("realm") {
-                    return Some(Challenge::Bearer { realm, service: parameter("service"), scope: parameter("scope") });
+                    return Some(Challenge::Bearer {
+                        realm,
+                        service: parameter("service"),
+                        scope: parameter("scope"),
+                    });
                 }
             } else if challenge.scheme.eq_ignore_ascii_case("basic") {
                 basic = Some(Challenge::Basic);

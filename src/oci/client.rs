@@ -1,10 +1,11 @@
 //! The client: what callers ask for images.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::credentials::Credentials;
+use super::load::load;
 use super::options::{Options, Progress, PullPolicy};
 use super::pull::pull;
 use super::store::{Freed, Record, Store};
@@ -84,7 +85,7 @@ impl Client {
         self.store.prepare()?;
         let (options, store) = (self.options.clone(), self.store.clone());
         let (record, layers) = run(|| pull(options, store, reference))?;
-        Ok(Image::new(record, layers))
+        Ok(Image::new(record, layers, self.store.clone()))
     }
 
     /// The image as it is in the store, if all of it is.
@@ -103,7 +104,16 @@ impl Client {
                 None => return Ok(None),
             }
         }
-        Ok(Some(Image::new(record, layers)))
+        Ok(Some(Image::new(record, layers, self.store.clone())))
+    }
+
+    /// Loads images from a file or directory: an OCI layout (directory or tar) or what `docker save` writes. Gives
+    /// those for the client's platform, under the names they have there.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`], [`Error::Platform`] and others of [`Error`].
+    pub fn load(&self, path: impl AsRef<Path>) -> Result<Vec<Image>, Error> {
+        load(&self.options, &self.store, path.as_ref())
     }
 
     /// The images in the store, by reference.
@@ -179,7 +189,8 @@ impl ClientBuilder {
 
     /// User and password for the registry, instead of what `docker login` left. Mirrors do not get them.
     pub fn credentials(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
-        self.options.credentials = Some(Credentials::Password { user: user.into(), password: password.into() });
+        self.options.credentials =
+            Some(Credentials::Password { user: user.into(), password: password.into() });
         self
     }
 

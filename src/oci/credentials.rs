@@ -27,7 +27,10 @@ const HUB: &str = "https://index.docker.io/v1/";
 /// A user and password, or a token that stands for them. Never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Credentials {
-    Password { user: String, password: String },
+    Password {
+        user: String,
+        password: String,
+    },
     /// To be exchanged for an access token.
     Identity(String),
 }
@@ -44,7 +47,11 @@ impl Credentials {
     }
 
     fn new(user: String, password: String) -> Credentials {
-        if user == "<token>" { Credentials::Identity(password) } else { Credentials::Password { user, password } }
+        if user == "<token>" {
+            Credentials::Identity(password)
+        } else {
+            Credentials::Password { user, password }
+        }
     }
 }
 
@@ -89,7 +96,9 @@ pub(super) fn stored(dir: &Path, registry: &str) -> Result<Option<Credentials>, 
     let mut text = Vec::new();
     match File::open(&path).and_then(|file| file.take(MAX_CONFIG).read_to_end(&mut text)) {
         Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound || e.kind() == io::ErrorKind::NotADirectory => return Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.kind() == io::ErrorKind::NotADirectory => {
+            return Ok(None);
+        }
         Err(e) => return Err(failed(format!("{}: {e}", path.display()))),
     }
     // What the parser says could quote a password.

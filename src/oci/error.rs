@@ -192,7 +192,9 @@ pub enum Error {
         what: String,
     },
     /// There is no directory to keep images in.
-    #[error("there is no cache directory: this user has no home; set CC_CACHE_DIR or give one to the client's builder")]
+    #[error(
+        "there is no cache directory: this user has no home; set CC_CACHE_DIR or give one to the client's builder"
+    )]
     NoCacheDirectory,
     /// An option of the builder is wrong.
     #[error("the option {option} is wrong: {reason}")]
@@ -203,7 +205,9 @@ pub enum Error {
         reason: String,
     },
     /// The stored credentials for a registry cannot be had.
-    #[error("the credentials for {registry} cannot be had: {reason}; run `docker login {registry}` again or give them to the client's builder")]
+    #[error(
+        "the credentials for {registry} cannot be had: {reason}; run `docker login {registry}` again or give them to the client's builder"
+    )]
     Credentials {
         /// The registry.
         registry: String,
@@ -243,9 +247,10 @@ impl Error {
     pub fn kind(&self) -> io::ErrorKind {
         match self {
             Self::Unauthorized { .. } | Self::Forbidden { .. } => io::ErrorKind::PermissionDenied,
-            Self::NotFound { .. } | Self::NotLocal { .. } | Self::Platform { .. } | Self::NoCacheDirectory => {
-                io::ErrorKind::NotFound
-            }
+            Self::NotFound { .. }
+            | Self::NotLocal { .. }
+            | Self::Platform { .. }
+            | Self::NoCacheDirectory => io::ErrorKind::NotFound,
             Self::Reference { .. } | Self::Option { .. } => io::ErrorKind::InvalidInput,
             Self::Unsupported { .. } => io::ErrorKind::Unsupported,
             Self::Stalled { .. } => io::ErrorKind::TimedOut,

@@ -8,7 +8,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE,
+};
 use reqwest::{Method, StatusCode, Url};
 use tokio::time::{Instant, timeout_at};
 
@@ -136,7 +138,11 @@ fn network(server: &str, error: reqwest::Error) -> Fault {
     // Its URL may be signed, which is as good as a password.
     let again = !error.is_builder();
     let error = error.without_url();
-    Fault { again, after: None, error: Error::Network { server: server.to_owned(), source: Cause::from(error) } }
+    Fault {
+        again,
+        after: None,
+        error: Error::Network { server: server.to_owned(), source: Cause::from(error) },
+    }
 }
 
 impl Http {
@@ -168,7 +174,8 @@ impl Http {
         let mut url = request.url.clone();
         for _ in 0..=MAX_REDIRECTS {
             let client = if is_loopback(&url) { &self.direct } else { &self.proxied };
-            let mut builder = client.request(request.method.clone(), url.clone()).header(ACCEPT, request.accept);
+            let mut builder =
+                client.request(request.method.clone(), url.clone()).header(ACCEPT, request.accept);
             let same_origin = url.origin() == origin;
             if let Some(value) = request.authorization.as_ref().filter(|_| same_origin) {
                 let mut value = value.clone();
@@ -179,9 +186,8 @@ impl Http {
                 builder = builder.header(RANGE, format!("bytes={}-", request.from));
             }
             if let Some(form) = &request.form {
-                builder = builder
-                    .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-                    .body(form.clone());
+                builder =
+                    builder.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form.clone());
             }
             let deadline = Instant::now() + self.no_progress;
             let response = match timeout_at(deadline, builder.send()).await {
@@ -300,10 +306,9 @@ impl Body {
                 Ok(chunk)
             }
             Ok(Err(e)) => Err(network(&self.server, e)),
-            Err(_) => Err(Fault::passing(Error::Stalled {
-                server: self.server.clone(),
-                timeout: self.no_progress,
-            })),
+            Err(_) => {
+                Err(Fault::passing(Error::Stalled { server: self.server.clone(), timeout: self.no_progress }))
+            }
         }
     }
 }

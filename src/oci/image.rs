@@ -1,10 +1,12 @@
 //! An image that is in the store, pinned.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
-use super::store::Record;
-use super::{Digest, ImageConfig};
+use super::export::export;
+use super::store::{Record, Store};
+use super::{Digest, Error, ImageConfig};
 use crate::vfs::layer::Layer;
 
 /// An image whose layers are in the store and stay there while this value, or a machine that runs from it, lives.
@@ -17,11 +19,12 @@ pub struct Image {
 struct Inner {
     record: Record,
     layers: Vec<Layer>,
+    store: Store,
 }
 
 impl Image {
-    pub(super) fn new(record: Record, layers: Vec<Layer>) -> Image {
-        Image { inner: Arc::new(Inner { record, layers }) }
+    pub(super) fn new(record: Record, layers: Vec<Layer>, store: Store) -> Image {
+        Image { inner: Arc::new(Inner { record, layers, store }) }
     }
 
     /// The full reference it was pulled or loaded by; `None` for one that was loaded without a name.
@@ -47,6 +50,19 @@ impl Image {
     /// Bytes of its unpacked layers.
     pub fn size(&self) -> u64 {
         self.inner.layers.iter().map(|layer| layer.index().tar_len()).sum()
+    }
+
+    /// Writes it as an OCI layout into a directory, which must be empty or not exist. Layers are uncompressed, so its
+    /// manifest there has another digest, which is returned.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a directory that is not empty; [`Error::Store`]. What was written stays.
+    pub fn export(&self, dir: impl AsRef<Path>) -> Result<Digest, Error> {
+        export(self, dir.as_ref())
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.inner.store
     }
 
     pub(super) fn record(&self) -> &Record {

@@ -52,7 +52,9 @@ impl Document {
         let shape: Shape = serde_json::from_slice(bytes).map_err(bad)?;
         if shape.schema_version == Some(1) {
             return Err(Error::Unsupported {
-                what: format!("{what}, in Docker's old format (schema 1): push the image again with a current tool; it"),
+                what: format!(
+                    "{what}, in Docker's old format (schema 1): push the image again with a current tool; it"
+                ),
             });
         }
         if shape.schema_version != Some(2) {
@@ -97,7 +99,11 @@ pub(super) fn target(descriptor: &Descriptor) -> Result<(Digest, u64), Error> {
 }
 
 /// The layers of an image, lowest first.
-pub(super) fn layers(manifest: &ImageManifest, config: &ImageConfig, what: &str) -> Result<Vec<LayerInfo>, Error> {
+pub(super) fn layers(
+    manifest: &ImageManifest,
+    config: &ImageConfig,
+    what: &str,
+) -> Result<Vec<LayerInfo>, Error> {
     if manifest.layers().len() != config.diff_ids.len() {
         return Err(Error::malformed(
             what,

@@ -4,19 +4,23 @@
 //! there:
 //! - `reference`, `platform`, `digest`, `manifest`: what is asked for and what is answered, checked.
 //! - `http`, `auth`, `credentials`, `registry`: talking to a registry and its mirrors.
+//! - `archive`, `load`, `export`: images from and to files.
 //! - `pull`, `unpack`: documents, then layers, downloaded and unpacked in one pass.
 //! - `store`: layers by diff-id, records by reference; shared by processes, safe against being killed.
 //!
 //! Everything that comes from a registry or an archive is taken as hostile: sizes are capped, digests verified, and no
 //! name from an image becomes a path of the host. Errors ([`Error`]) say what to do next and never show credentials.
 
+mod archive;
 mod auth;
 mod client;
 mod credentials;
 mod digest;
 mod error;
+mod export;
 mod http;
 mod image;
+mod load;
 mod manifest;
 mod options;
 mod platform;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::credentials::Credentials;
 use super::Platform;
+use super::credentials::Credentials;
 
 /// When a registry is asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -29,7 +29,9 @@ impl Platform {
     pub(super) fn accepts(&self, other: &Platform) -> bool {
         let variant = match (&self.variant, &other.variant) {
             (None, _) => true,
-            (Some(wanted), found) => found.as_deref().unwrap_or(default_variant(&other.architecture)) == wanted,
+            (Some(wanted), found) => {
+                found.as_deref().unwrap_or(default_variant(&other.architecture)) == wanted
+            }
         };
         self.os == other.os && self.architecture == other.architecture && variant
     }
@@ -89,7 +91,10 @@ impl FromStr for Platform {
     fn from_str(text: &str) -> Result<Platform, Error> {
         let parts: Vec<&str> = text.split('/').collect();
         let plain = |part: &&str| {
-            !part.is_empty() && part.len() <= 32 && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+            !part.is_empty()
+                && !part.starts_with('.')
+                && part.len() <= 32
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         };
         if !(2..=3).contains(&parts.len()) || !parts.iter().all(plain) {
             return Err(Error::Option {

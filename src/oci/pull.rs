@@ -104,7 +104,10 @@ async fn resolve(
         for entry in next.into_iter().rev() {
             read += 1;
             if read > MAX_DOCUMENTS {
-                return Err(Error::malformed(what, format!("it takes more than {MAX_DOCUMENTS} documents to tell")));
+                return Err(Error::malformed(
+                    what,
+                    format!("it takes more than {MAX_DOCUMENTS} documents to tell"),
+                ));
             }
             let (digest, size) = manifest::target(entry)?;
             if size > MAX_DOCUMENT {
@@ -322,7 +325,9 @@ impl Fetch {
                             Ok(Some(mut chunk)) => {
                                 let skipped = skip.min(chunk.len() as u64);
                                 skip -= skipped;
-                                let _ = chunk.split_to(usize::try_from(skipped).unwrap_or(usize::MAX).min(chunk.len()));
+                                let _ = chunk.split_to(
+                                    usize::try_from(skipped).unwrap_or(usize::MAX).min(chunk.len()),
+                                );
                                 at += chunk.len() as u64;
                                 if at.saturating_sub(told) >= TELL {
                                     told = at;

@@ -59,10 +59,8 @@ impl FromStr for Reference {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Reference, Error> {
-        let bad = |reason: String| Error::Reference {
-            reference: text.chars().take(MAX_LENGTH).collect(),
-            reason,
-        };
+        let bad =
+            |reason: String| Error::Reference { reference: text.chars().take(MAX_LENGTH).collect(), reason };
         if text.len() > MAX_LENGTH {
             return Err(bad("it is too long".into()));
         }

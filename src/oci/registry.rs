@@ -42,14 +42,21 @@ pub(super) struct Received {
 }
 
 impl Repository {
-    pub(super) fn new(http: Arc<Http>, options: Arc<Options>, reference: &Reference) -> Result<Repository, Error> {
+    pub(super) fn new(
+        http: Arc<Http>,
+        options: Arc<Options>,
+        reference: &Reference,
+    ) -> Result<Repository, Error> {
         let mut endpoints = Vec::new();
         for mirror in options.mirrors.get(reference.registry()).into_iter().flatten() {
             let (plain, rest) = match mirror.split_once("://") {
                 Some(("http", rest)) => (true, rest),
                 Some(("https", rest)) => (false, rest),
                 Some(_) => {
-                    return Err(Error::Option { option: "mirror", reason: format!("{mirror:?} is no HTTP URL") });
+                    return Err(Error::Option {
+                        option: "mirror",
+                        reason: format!("{mirror:?} is no HTTP URL"),
+                    });
                 }
                 None => (options.plain_http.contains(mirror), mirror.as_str()),
             };
@@ -67,7 +74,13 @@ impl Repository {
             options.docker_config.clone(),
         );
         endpoints.push(Endpoint::new(host, plain, reference, login, "registry")?);
-        Ok(Repository { http, options, image: reference.to_string(), endpoints, preferred: AtomicUsize::new(0) })
+        Ok(Repository {
+            http,
+            options,
+            image: reference.to_string(),
+            endpoints,
+            preferred: AtomicUsize::new(0),
+        })
     }
 
     /// Fetches a manifest or index by tag or digest. Its digest is the one asked for, or else computed.
@@ -101,7 +114,12 @@ impl Repository {
 
     /// Begins to read a blob from byte `from` on, from the server number `nth` in order of preference. What it gives
     /// may begin before `from`: its second part tells where.
-    pub(super) async fn blob(&self, digest: &Digest, from: u64, nth: usize) -> Result<(Body, u64, String), Fault> {
+    pub(super) async fn blob(
+        &self,
+        digest: &Digest,
+        from: u64,
+        nth: usize,
+    ) -> Result<(Body, u64, String), Fault> {
         let preferred = self.preferred.load(Ordering::Relaxed);
         let endpoint = self.endpoint((preferred + nth) % self.endpoints.len().max(1))?;
         let response = self.get(endpoint, &format!("blobs/{digest}"), "*/*", from).await?;
@@ -136,7 +154,10 @@ impl Repository {
     }
 
     /// Asks each server in turn until one has it. The error is that of the registry itself.
-    async fn anywhere(&self, ask: impl AsyncFn(&Endpoint) -> Result<Received, Error>) -> Result<Received, Error> {
+    async fn anywhere(
+        &self,
+        ask: impl AsyncFn(&Endpoint) -> Result<Received, Error>,
+    ) -> Result<Received, Error> {
         let preferred = self.preferred.load(Ordering::Relaxed);
         let count = self.endpoints.len();
         let mut worst = None;
@@ -271,7 +292,8 @@ impl Endpoint {
         option: &'static str,
     ) -> Result<Endpoint, Error> {
         let bad = |_| Error::Option { option, reason: format!("{address:?} is no address of a registry") };
-        let (host, path) = address.split_once('/').map_or((address, String::new()), |(h, p)| (h, format!("{p}/")));
+        let (host, path) =
+            address.split_once('/').map_or((address, String::new()), |(h, p)| (h, format!("{p}/")));
         let make = |scheme: &str| {
             Url::parse(&format!("{scheme}://{host}/{path}v2/{}/", reference.repository())).map_err(bad)
         };

@@ -120,13 +120,19 @@ pub(super) fn unpack(job: &Job<'_>, pieces: &mut dyn Pieces, work: &Work) -> Res
     if found != *work.diff() {
         let expected = work.diff().to_string();
         let what = format!("the unpacked layer {}", job.layer.blob);
-        return Err(Error::Digest { what, server: job.origin.into(), expected, found: found.to_string() }.into());
+        return Err(
+            Error::Digest { what, server: job.origin.into(), expected, found: found.to_string() }.into()
+        );
     }
     Ok((tar, index))
 }
 
 /// Unpacks and publishes.
-pub(super) fn into_layer(job: &Job<'_>, pieces: &mut dyn Pieces, work: Work) -> Result<Layer, (Failure, Work)> {
+pub(super) fn into_layer(
+    job: &Job<'_>,
+    pieces: &mut dyn Pieces,
+    work: Work,
+) -> Result<Layer, (Failure, Work)> {
     match unpack(job, pieces, &work) {
         Ok((tar, index)) => work.publish(tar, index).map_err(|(error, work)| (Failure::Final(error), work)),
         Err(failure) => Err((failure, work)),
@@ -452,4 +458,3 @@ impl Pieces for FilePieces {
         }
     }
 }
-

@@ -118,8 +118,13 @@ impl Store {
             }
             let Some(_lock) = Lock::try_take(&self.locks().join(&name))? else { continue };
             let dir = self.work().join(&name);
-            freed += size_below(&dir);
-            fs::remove_dir_all(&dir).map_err(Error::store("remove", &dir))?;
+            let size = size_below(&dir);
+            match fs::remove_dir_all(&dir) {
+                Ok(()) => freed += size,
+                // It was finished before we had the lock.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::store("remove", &dir)(e)),
+            }
         }
         Ok(freed)
     }

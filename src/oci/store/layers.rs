@@ -34,6 +34,11 @@ impl Store {
         Layer::new(Arc::new(index), tar).map(Some).map_err(failed)
     }
 
+    /// The tar of a finished layer, for somebody who has it open.
+    pub(in crate::oci) fn tar_path(&self, diff: &Digest) -> PathBuf {
+        self.layers().join(diff.file_name()).join(TAR)
+    }
+
     /// The bytes that a finished layer takes on disk.
     pub(super) fn layer_size(&self, diff: &str) -> u64 {
         size_below(&self.layers().join(diff))
@@ -96,8 +101,7 @@ impl Work {
         fs::create_dir(&dir).map_err(Error::store("create the directory", &dir))?;
         let path = dir.join(TAR);
         let failed = Error::store("create", &path);
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).open(&path).map_err(&failed)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).map_err(&failed)?;
         file.lock_shared().map_err(&failed)?;
         Ok((file, path))
     }

@@ -118,8 +118,8 @@ impl Store {
             manifest: record.manifest.clone(),
             config: record.config_text.clone(),
         };
-        let bytes = serde_json::to_vec(&stored)
-            .map_err(|e| Error::store("write", &path)(io::Error::other(e)))?;
+        let bytes =
+            serde_json::to_vec(&stored).map_err(|e| Error::store("write", &path)(io::Error::other(e)))?;
         write_whole(&path, &bytes)
     }
 

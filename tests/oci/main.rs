@@ -1,0 +1,10 @@
+//! Images against a real registry, with a proxy before it where something is to go wrong.
+//!
+//! Everything is in one binary. It needs Debian's `docker-registry`, `skopeo` and `umoci`.
+
+mod archives;
+mod auth;
+mod concurrency;
+mod failures;
+mod pulls;
+mod support;

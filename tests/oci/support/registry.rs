@@ -1,0 +1,124 @@
+//! Debian's `docker-registry` on a free loopback port. Gone with the value.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::images::Image;
+use super::{run, scratch};
+
+/// The user and password of a registry that wants some.
+pub(crate) const USER: &str = "ali";
+pub(crate) const PASSWORD: &str = "open sesame";
+const HTPASSWD: &str = "ali:$2b$04$ijfAkQao1lnYlw7uuj66SuAUXtZImy8DKoYA7PwKgRkGFMA4yy0YO\n";
+
+pub(crate) struct Registry {
+    child: Child,
+    dir: tempfile::TempDir,
+    port: u16,
+    login: bool,
+}
+
+impl Registry {
+    pub(crate) fn start() -> Registry {
+        Registry::with(false)
+    }
+
+    /// One that wants [`USER`] and [`PASSWORD`].
+    pub(crate) fn with_login() -> Registry {
+        Registry::with(true)
+    }
+
+    fn with(login: bool) -> Registry {
+        for _ in 0..10 {
+            if let Some(registry) = Registry::try_start(login) {
+                return registry;
+            }
+        }
+        panic!("docker-registry does not start; is Debian's package docker-registry installed?");
+    }
+
+    /// `None` when somebody else took the port in between.
+    fn try_start(login: bool) -> Option<Registry> {
+        let dir = scratch();
+        let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
+        let passwords = dir.path().join("htpasswd");
+        std::fs::write(&passwords, HTPASSWD).expect("a file");
+        let auth = match login {
+            true => format!("auth: {{htpasswd: {{realm: here, path: {}}}}}\n", passwords.display()),
+            false => String::new(),
+        };
+        let config = dir.path().join("config.yml");
+        let data = dir.path().join("data");
+        let text = format!(
+            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
+             storage: {{filesystem: {{rootdirectory: {}}}}}\n\
+             http: {{addr: '127.0.0.1:{port}', secret: none}}\n{auth}",
+            data.display()
+        );
+        std::fs::write(&config, text).expect("a file");
+        let mut child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .env("OTEL_TRACES_EXPORTER", "none")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("docker-registry; it is Debian's package of that name");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if child.try_wait().expect("a child").is_some() {
+                return None;
+            }
+            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return Some(Registry { child, dir, port, login });
+            }
+            assert!(Instant::now() < deadline, "docker-registry does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// `host:port`.
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Pushes with skopeo; gives the full reference.
+    pub(crate) fn push(&self, image: &Image, name: &str) -> String {
+        let layout = scratch();
+        image.write_layout(layout.path(), None);
+        self.push_layout(layout.path(), name, &[])
+    }
+
+    /// Pushes a layout; gives the full reference.
+    pub(crate) fn push_layout(&self, layout: &Path, name: &str, options: &[&str]) -> String {
+        let reference = format!("{}/{name}", self.address());
+        let from = format!("oci:{}", layout.display());
+        let to = format!("docker://{reference}");
+        let login = format!("--dest-creds={USER}:{PASSWORD}");
+        let mut arguments = vec!["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"];
+        if self.login {
+            arguments.push(&login);
+        }
+        arguments.extend_from_slice(options);
+        arguments.extend([from.as_str(), to.as_str()]);
+        run("skopeo", &arguments);
+        reference
+    }
+
+    /// The file that the registry keeps a blob in.
+    pub(crate) fn blob(&self, digest: &str) -> std::path::PathBuf {
+        let hex = digest.strip_prefix("sha256:").expect("sha256");
+        let place = format!("data/docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]);
+        self.dir.path().join(place)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
