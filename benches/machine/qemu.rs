@@ -22,7 +22,8 @@ const PROGRAM: &str = "qemu-system-x86_64";
 const INIT: &[u8] = b"#!/bin/busybox sh\nPATH=/bin\n/bin/busybox echo cc-qemu-ready\nexec sleep 1000\n";
 const READY: &[u8] = b"cc-qemu-ready";
 /// The modules that a machine of ours loads.
-const MODULES: &[&str] = &["virtio_mmio", "vmw_vsock_virtio_transport", "virtio_rng", "virtio_console"];
+const MODULES: &[&str] =
+    &["virtio_mmio", "vmw_vsock_virtio_transport", "virtio_rng", "virtio_console", "virtiofs"];
 /// A boot that takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -43,17 +44,14 @@ impl Qemu {
         let kernel = provider.kernel(&|_| {})?;
         let files = tempfile::tempdir()?;
         let initramfs_path = files.path().join("initramfs");
-        std::fs::write(
-            &initramfs_path,
-            initramfs::build(&initramfs::Contents {
-                agent: INIT,
-                config: b"",
-                release: &kernel.release,
-                modules: &kernel.modules.resolve(MODULES)?,
-                busybox: Some(&provider.busybox(&|_| {})?),
-                hostname: "cc",
-            })?,
-        )?;
+        let modules = kernel.modules.resolve(MODULES)?;
+        let mut archive =
+            initramfs::build(&initramfs::Contents { agent: INIT, release: &kernel.release, modules: &modules })?;
+        // The kernel unpacks archives that follow one another.
+        let mut userland = initramfs::Cpio::new();
+        userland.file("bin/busybox", 0o755, &provider.busybox(&|_| {})?)?;
+        archive.extend(userland.finish()?);
+        std::fs::write(&initramfs_path, archive)?;
         let kernel = match kernel.vmlinux {
             Vmlinux::File(path) => path,
             Vmlinux::Bytes(bytes) => {

@@ -30,6 +30,37 @@ pub struct Child {
     pub(super) timeout: Option<Duration>,
 }
 
+/// Signals and resizes a process. Made by [`Child::controller`]; does not keep the process, nor its pipes.
+#[derive(Debug, Clone)]
+pub struct Controller {
+    stream: Stream,
+    terminal: bool,
+}
+
+impl Controller {
+    /// As [`Child::signal`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        self.stream.signal(signal)
+    }
+
+    /// As [`Child::resize`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resize(&self, rows: u16, cols: u16) -> io::Result<()> {
+        if !self.terminal {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the process has no terminal of its own",
+            ));
+        }
+        self.stream.resize(rows, cols)
+    }
+}
+
 impl Child {
     /// The process id in the guest.
     pub fn id(&self) -> u32 {
@@ -111,13 +142,12 @@ impl Child {
     /// ([`Command::pty`](super::Command::pty)), [`io::ErrorKind::NotConnected`] once the machine has
     /// ended.
     pub fn resize(&self, rows: u16, cols: u16) -> io::Result<()> {
-        if !self.terminal {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the process has no terminal of its own",
-            ));
-        }
-        self.stream.resize(rows, cols)
+        self.controller().resize(rows, cols)
+    }
+
+    /// What signals and resizes this process from other threads while one waits for it. Has no twin in std.
+    pub fn controller(&self) -> Controller {
+        Controller { stream: self.stream.clone(), terminal: self.terminal }
     }
 
     /// What the process used, once it has ended. Has no twin in std.

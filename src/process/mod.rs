@@ -20,7 +20,7 @@ mod stdio;
 #[cfg(test)]
 mod tests;
 
-pub use child::{Child, ChildStderr, ChildStdin, ChildStdout};
+pub use child::{Child, ChildStderr, ChildStdin, ChildStdout, Controller};
 pub(crate) use command::Defaults;
 pub use command::{Command, CommandArgs, CommandEnvs};
 pub use limits::Resource;

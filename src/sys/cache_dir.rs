@@ -2,6 +2,11 @@
 
 use std::path::PathBuf;
 
+/// Where things are kept unless a caller says otherwise: what `CC_CACHE_DIR` names, else the user's cache directory.
+pub fn locate() -> Option<PathBuf> {
+    from_environment().or_else(of_user)
+}
+
 /// The directory that `CC_CACHE_DIR` names.
 pub(crate) fn from_environment() -> Option<PathBuf> {
     std::env::var_os("CC_CACHE_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from)

@@ -1,6 +1,6 @@
 //! Seams to the host operating system: what differs from one host to the next lives here.
 
-pub(crate) mod cache_dir;
+pub mod cache_dir;
 pub mod clock;
 #[cfg(unix)]
 pub(crate) mod input;

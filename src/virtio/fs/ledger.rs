@@ -11,15 +11,9 @@ use crate::vfs::{FileSystem, Handle, NodeId};
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     nodes: HashMap<NodeId, u64>,
-    files: HashMap<u64, Held>,
-    dirs: HashMap<u64, Held>,
-}
-
-/// File systems without state per handle give the same number many times.
-#[derive(Debug)]
-struct Held {
-    node: NodeId,
-    count: u64,
+    /// How often each is open: file systems without state per handle give the same one many times.
+    files: HashMap<(NodeId, u64), u64>,
+    dirs: HashMap<(NodeId, u64), u64>,
 }
 
 impl Ledger {
@@ -43,27 +37,33 @@ impl Ledger {
 
     pub(super) fn opened(&mut self, node: NodeId, handle: Handle, dir: bool) {
         let table = if dir { &mut self.dirs } else { &mut self.files };
-        table.entry(handle.0).or_insert(Held { node, count: 0 }).count += 1;
+        *table.entry((node, handle.0)).or_default() += 1;
+    }
+
+    /// Whether the client has `node` open as `handle`.
+    pub(super) fn has(&self, node: NodeId, handle: Handle, dir: bool) -> bool {
+        let table = if dir { &self.dirs } else { &self.files };
+        table.contains_key(&(node, handle.0))
     }
 
     /// The client closes `handle`; false if it has no such handle.
-    pub(super) fn closed(&mut self, handle: Handle, dir: bool) -> bool {
+    pub(super) fn closed(&mut self, node: NodeId, handle: Handle, dir: bool) -> bool {
         let table = if dir { &mut self.dirs } else { &mut self.files };
-        let Some(held) = table.get_mut(&handle.0) else { return false };
-        held.count -= 1;
-        if held.count == 0 {
-            table.remove(&handle.0);
+        let Some(count) = table.get_mut(&(node, handle.0)) else { return false };
+        *count -= 1;
+        if *count == 0 {
+            table.remove(&(node, handle.0));
         }
         true
     }
 
     /// Gives everything back to `fs`.
     pub(super) fn clear(&mut self, fs: &dyn FileSystem) {
-        for (handle, held) in self.files.drain() {
-            (0..held.count).for_each(|_| fs.release(held.node, Handle(handle)));
+        for ((node, handle), count) in self.files.drain() {
+            (0..count).for_each(|_| fs.release(node, Handle(handle)));
         }
-        for (handle, held) in self.dirs.drain() {
-            (0..held.count).for_each(|_| fs.releasedir(held.node, Handle(handle)));
+        for ((node, handle), count) in self.dirs.drain() {
+            (0..count).for_each(|_| fs.releasedir(node, Handle(handle)));
         }
         for (node, count) in self.nodes.drain() {
             fs.forget(node, count);
@@ -73,6 +73,7 @@ impl Ledger {
     /// Nodes and handles held.
     #[cfg(test)]
     pub(super) fn len(&self) -> (usize, usize) {
-        (self.nodes.len(), self.files.len() + self.dirs.len())
+        let open = self.files.values().chain(self.dirs.values()).sum::<u64>();
+        (self.nodes.len(), open as usize)
     }
 }

@@ -18,6 +18,8 @@ mod ledger;
 mod listing;
 mod session;
 mod spec;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};

@@ -191,9 +191,10 @@ impl Session {
             }
             op::RELEASE => self.close(node, Handle(a.u64()?), false),
             op::RELEASEDIR => self.close(node, Handle(a.u64()?), true),
-            op::FLUSH => fs.flush(node, Handle(a.u64()?)).and_then(|()| ok()),
+            op::FLUSH => fs.flush(node, self.file(node, a.u64()?)?).and_then(|()| ok()),
             op::FSYNC | op::FSYNCDIR => {
-                let (handle, flags) = (Handle(a.u64()?), a.u32()?);
+                let (handle, flags) = (a.u64()?, a.u32()?);
+                let handle = self.handle_of(node, handle, r.header.opcode == op::FSYNCDIR)?;
                 let data = flags & FSYNC_FDATASYNC != 0;
                 match r.header.opcode {
                     op::FSYNC => fs.fsync(node, handle, data)?,
@@ -220,11 +221,12 @@ impl Session {
             }
             op::READDIR | op::READDIRPLUS => self.list(r),
             op::FALLOCATE => {
-                let (handle, offset, length, mode) = (Handle(a.u64()?), a.u64()?, a.u64()?, a.u32()?);
+                let (handle, offset, length, mode) =
+                    (self.file(node, a.u64()?)?, a.u64()?, a.u64()?, a.u32()?);
                 fs.fallocate(node, handle, offset, length, mode).and_then(|()| ok())
             }
             op::LSEEK => {
-                let (handle, offset, whence) = (Handle(a.u64()?), a.u64()?, a.u32()?);
+                let (handle, offset, whence) = (self.file(node, a.u64()?)?, a.u64()?, a.u32()?);
                 let seek = match whence {
                     SEEK_DATA => Seek::Data(offset),
                     SEEK_HOLE => Seek::Hole(offset),
@@ -234,8 +236,9 @@ impl Session {
                 body(|b| _ = b.u64(found))
             }
             op::COPY_FILE_RANGE => {
-                let (handle, offset) = (Handle(a.u64()?), a.u64()?);
-                let (to, to_handle, to_offset) = (NodeId(a.u64()?), Handle(a.u64()?), a.u64()?);
+                let (handle, offset) = (self.file(node, a.u64()?)?, a.u64()?);
+                let to = NodeId(a.u64()?);
+                let (to_handle, to_offset) = (self.file(to, a.u64()?)?, a.u64()?);
                 // The answer has 32 bits for the length.
                 let length = a.u64()?.min(1 << 30);
                 let n = fs.copy_file_range(node, handle, offset, to, to_handle, to_offset, length)?;
@@ -296,6 +299,18 @@ impl Session {
         })
     }
 
+    /// The handle, if the client has `node` open as that.
+    fn handle_of(&self, node: NodeId, handle: u64, dir: bool) -> Result<Handle> {
+        match self.ledger().has(node, Handle(handle), dir) {
+            true => Ok(Handle(handle)),
+            false => Err(Errno::EBADF),
+        }
+    }
+
+    fn file(&self, node: NodeId, handle: u64) -> Result<Handle> {
+        self.handle_of(node, handle, false)
+    }
+
     fn attr_ttl(&self) -> Duration {
         match self.caching {
             Caching::Private => FOREVER,
@@ -328,7 +343,7 @@ impl Session {
 
     fn close(&self, node: NodeId, handle: Handle, dir: bool) -> Result<Answer> {
         // What the client does not have, it cannot close for others.
-        if self.ledger().closed(handle, dir) {
+        if self.ledger().closed(node, handle, dir) {
             if dir { self.fs.releasedir(node, handle) } else { self.fs.release(node, handle) }
         }
         ok()
@@ -336,7 +351,7 @@ impl Session {
 
     fn read(&self, r: &Request<'_>) -> Result<Answer> {
         let mut a = r.args;
-        let (handle, offset, size) = (Handle(a.u64()?), a.u64()?, a.u32()?);
+        let (handle, offset, size) = (self.file(r.header.node, a.u64()?)?, a.u64()?, a.u32()?);
         let size = size.min(MAX_IO).min(u32::try_from(r.room).unwrap_or(u32::MAX));
         let mut sink = Sink { ram: r.ram, chain: r.chain, at: OUT_HEADER, end: OUT_HEADER + size as usize };
         let n = self.fs.read(r.header.node, handle, offset, size, &mut sink)?;
@@ -345,7 +360,8 @@ impl Session {
 
     fn write(&self, r: &Request<'_>) -> Result<Answer> {
         let mut a = r.args;
-        let (handle, offset, size, flags) = (Handle(a.u64()?), a.u64()?, a.u32()?, a.u32()?);
+        let (handle, offset, size, flags) =
+            (self.file(r.header.node, a.u64()?)?, a.u64()?, a.u32()?, a.u32()?);
         let at = IN_HEADER + WRITE_IN;
         if size > MAX_IO || (size as usize) > r.header.len.saturating_sub(at) {
             return Err(Errno::EINVAL);
@@ -358,7 +374,7 @@ impl Session {
 
     fn list(&self, r: &Request<'_>) -> Result<Answer> {
         let mut a = r.args;
-        let (handle, cookie, size) = (Handle(a.u64()?), a.u64()?, a.u32()?);
+        let (handle, cookie, size) = (self.handle_of(r.header.node, a.u64()?, true)?, a.u64()?, a.u32()?);
         let size = (size.min(MAX_IO) as usize).min(r.room);
         let plus = r.header.opcode == op::READDIRPLUS;
         let mut listing = Listing::new(size, plus);

@@ -19,6 +19,10 @@ use crate::arch::x86_64::{DescriptorTable, Segment, VcpuState, cr0, cr4, efer, s
 use crate::hypervisor::{Exit, ExitIo, Vcpu};
 use crate::memory::GuestRam;
 
+/// Stands for a vector where the code went on until the watchdog stopped it.
+pub(super) const HUNG: u8 = 255;
+/// Stands for a vector where the machine ended in a way that no snippet may bring about.
+const LOST: u8 = 254;
 const RAM: u64 = 0x10_0000;
 const PML4: u64 = 0x1000;
 const LOW_PDPT: u64 = 0x2000;
@@ -196,7 +200,7 @@ impl Soft {
     }
 
     /// Runs `case` on memory that holds `template` with the case's patches. An outcome without a
-    /// faithful end (the CPU hung, or the machine reset) is a fault with vector 255.
+    /// faithful end (the CPU hung, or the machine reset) is a fault with vector [`HUNG`] or [`LOST`].
     pub(super) fn run(&mut self, case: &Case, template: &[u8; ARENA_LEN]) -> Outcome {
         native::fill(self.arena(), template, &case.patches);
         let at = CODE_PAGES + (case.entry - CODE);
@@ -221,7 +225,8 @@ impl Soft {
         let mut cpu = CpuImage { gpr: state.gpr, rip: state.rip, rflags: state.rflags, fpu: state.fpu };
         let stub = state.rip.wrapping_sub(1).wrapping_sub(kernel(STUBS));
         if exit != Exit::Halted || stub >= 64 * 16 || !stub.is_multiple_of(16) {
-            return Outcome { cpu, fault: Some(Fault { vector: 255, error: 0, cr2: state.cr2 }) };
+            let vector = if exit == Exit::Kicked { HUNG } else { LOST };
+            return Outcome { cpu, fault: Some(Fault { vector, error: 0, cr2: state.cr2 }) };
         }
         let vector = (stub / 16) as u8;
         let pushed = kernel(STACK_TOP).wrapping_sub(state.gpr[4]);

@@ -1,0 +1,114 @@
+//! `cc doctor`: what can run here and why.
+//!
+//! Looking at flags and device files proves little, so it boots a machine and runs a command in it.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use cc::{Instance, Source};
+use serde_json::{Value, json};
+
+use super::CacheArgs;
+use super::exit::{self, Failure, MACHINE};
+
+/// One thing that was looked at.
+struct Finding {
+    name: &'static str,
+    ok: bool,
+    text: String,
+}
+
+pub(crate) fn doctor(as_json: bool, cache: &CacheArgs) -> Result<u8, Failure> {
+    let mut findings = vec![host(), hardware(), cache_dir(cache)];
+    let (probe, figures) = probe(cache);
+    let healthy = probe.ok;
+    findings.push(probe);
+    if as_json {
+        let list: Vec<Value> =
+            findings.iter().map(|f| json!({"name": f.name, "ok": f.ok, "text": f.text})).collect();
+        let version = env!("CARGO_PKG_VERSION");
+        println!("{}", json!({"version": version, "ok": healthy, "findings": list, "probe": figures}));
+    } else {
+        for Finding { name, ok, text } in &findings {
+            println!("{} {name:<16} {text}", if *ok { "ok  " } else { "-   " });
+        }
+        println!("{}", if healthy { "machines run here" } else { "machines do not run here" });
+    }
+    Ok(if healthy { 0 } else { MACHINE })
+}
+
+fn host() -> Finding {
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    let memory = cc::sys::memory::total().unwrap_or(0) >> 20;
+    let text = format!(
+        "cc {}, {} on {}, {cpus} processors, {memory} MiB of memory",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::OS,
+        std::env::consts::ARCH
+    );
+    Finding { name: "host", ok: true, text }
+}
+
+/// Says what there is and that this version does not use it.
+fn hardware() -> Finding {
+    const NAME: &str = "hypervisor";
+    let path = "/dev/kvm";
+    let text = match std::fs::OpenOptions::new().read(true).write(true).open(path) {
+        Ok(_) => format!("{path} opens, but this version runs on its software CPU only"),
+        Err(e) => format!("{path}: {e}; the software CPU needs none"),
+    };
+    Finding { name: NAME, ok: false, text }
+}
+
+fn cache_dir(cache: &CacheArgs) -> Finding {
+    const NAME: &str = "cache";
+    let dir: Option<PathBuf> = cache.cache_dir.clone().or_else(cc::sys::cache_dir::locate);
+    let Some(dir) = dir else {
+        let text = "no place for it: set CC_CACHE_DIR or HOME".to_owned();
+        return Finding { name: NAME, ok: false, text };
+    };
+    let tried = std::fs::create_dir_all(&dir).and_then(|()| tempfile::tempfile_in(&dir));
+    let (ok, state) = match tried {
+        Ok(_) => (true, "writable".to_owned()),
+        // What is in it can still be used.
+        Err(e) => (dir.is_dir(), e.to_string()),
+    };
+    let free = rustix::fs::statvfs(&dir).map(|s| (s.f_bavail * s.f_frsize) >> 20).unwrap_or(0);
+    Finding { name: NAME, ok, text: format!("{}: {state}, {free} MiB free", dir.display()) }
+}
+
+/// Boots a machine with the built-in userland and runs a command in it.
+fn probe(cache: &CacheArgs) -> (Finding, Value) {
+    const NAME: &str = "probe machine";
+    match try_probe(cache) {
+        Ok((text, figures)) => (Finding { name: NAME, ok: true, text }, figures),
+        Err(e) => (Finding { name: NAME, ok: false, text: exit::chain(&*e) }, Value::Null),
+    }
+}
+
+fn try_probe(cache: &CacheArgs) -> Result<(String, Value), Box<dyn std::error::Error>> {
+    let source = match &cache.cache_dir {
+        Some(dir) => Source::busybox_in(dir)?,
+        None => Source::busybox()?,
+    };
+    let mut builder = Instance::builder(source);
+    if let Some(dir) = &cache.cache_dir {
+        builder = builder.cache_dir(dir);
+    }
+    let instance = builder.start()?;
+    let begin = Instant::now();
+    let out = instance.command("uname").arg("-srm").output()?;
+    let command = begin.elapsed();
+    if !out.status.success() {
+        return Err(format!("uname in the machine ended with {:?}", out.status).into());
+    }
+    let kernel = String::from_utf8_lossy(&out.stdout).trim().to_owned();
+    let (timing, backend) = (instance.timing(), format!("{:?}", instance.backend()));
+    let text = format!("{kernel} on backend {backend}: boot {:.1?}, a command {command:.1?}", timing.boot);
+    let figures = json!({
+        "backend": backend, "kernel": kernel,
+        "fetch_ms": timing.fetch.as_millis() as u64, "load_ms": timing.load.as_millis() as u64,
+        "boot_ms": timing.boot.as_millis() as u64, "command_ms": command.as_millis() as u64,
+    });
+    Ok((text, figures))
+}

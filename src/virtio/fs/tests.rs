@@ -1,0 +1,505 @@
+//! The device through its queues, with a driver that behaves and with clients that do not.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::spec::*;
+use super::*;
+use crate::vfs::{HostDir, HostDirOptions, Limits, Overlay};
+use crate::virtio::driver::{Driver, Slot};
+
+const ROOT: u64 = 1;
+
+/// A client of one device.
+struct Client {
+    driver: Driver,
+    host: FsHost,
+    request: u64,
+    answer: u64,
+    unique: u64,
+}
+
+/// Room for requests and answers, in bytes.
+const ROOM: u64 = 2 << 20;
+
+impl Client {
+    fn new(fs: Option<Arc<dyn FileSystem>>) -> Self {
+        let device = VirtioFs::new("tag", 1).unwrap();
+        let host = device.host();
+        if let Some(fs) = fs {
+            host.serve(fs, Caching::Private);
+        }
+        let mut driver = Driver::new(Slot::new(Arc::new(device)), 0);
+        let (request, answer) = (driver.alloc(ROOM), driver.alloc(ROOM));
+        Self { driver, host, request, answer, unique: 0 }
+    }
+
+    fn mounted(fs: Arc<dyn FileSystem>) -> Self {
+        let mut client = Self::new(Some(fs));
+        let answer = client.init(7, 38).unwrap();
+        assert_eq!(u32_at(&answer, 0), 7);
+        client
+    }
+
+    fn memory() -> Self {
+        Self::mounted(Arc::new(Overlay::memory(Limits::default())))
+    }
+
+    fn init(&mut self, major: u32, minor: u32) -> Result<Vec<u8>, i32> {
+        let mut body = words(&[major, minor, 128 << 10, u32::MAX, u32::MAX]);
+        body.resize(64, 0);
+        self.call(op::INIT, 0, &body)
+    }
+
+    /// Puts raw bytes as a request with `room` bytes for the answer on queue 1; gives what came.
+    fn raw(&mut self, request: &[u8], room: u32) -> Vec<u8> {
+        self.raw_on(1, request, room)
+    }
+
+    fn raw_on(&mut self, queue: usize, request: &[u8], room: u32) -> Vec<u8> {
+        let memory = self.driver.slot.ram.memory();
+        memory.write_slice(request, GuestAddress(self.request)).unwrap();
+        let mut buffers = vec![(self.request, request.len() as u32, false)];
+        if room > 0 {
+            buffers.push((self.answer, room, true));
+        }
+        let ring = &mut self.driver.queues[queue];
+        ring.add(&buffers).unwrap();
+        ring.kick();
+        let (_, len) = ring.used().expect("every request is given back");
+        self.driver.handle_irq();
+        assert!(len <= room, "{len} bytes were written into a buffer of {room}");
+        let mut out = vec![0; len as usize];
+        self.driver.slot.ram.memory().read_slice(&mut out, GuestAddress(self.answer)).unwrap();
+        out
+    }
+
+    fn request(&mut self, opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
+        self.unique += 1;
+        let mut out = words(&[(IN_HEADER + body.len()) as u32, opcode]);
+        out.extend(self.unique.to_le_bytes());
+        out.extend(node.to_le_bytes());
+        out.extend(words(&[1000, 1000, 1, 0]));
+        out.extend(body);
+        out
+    }
+
+    fn call(&mut self, opcode: u32, node: u64, body: &[u8]) -> Result<Vec<u8>, i32> {
+        self.call_in(opcode, node, body, ROOM as u32)
+    }
+
+    fn call_in(&mut self, opcode: u32, node: u64, body: &[u8], room: u32) -> Result<Vec<u8>, i32> {
+        let request = self.request(opcode, node, body);
+        let answer = self.raw(&request, room);
+        assert!(answer.len() >= OUT_HEADER, "an answer has a header");
+        assert_eq!(u32_at(&answer, 0) as usize, answer.len());
+        assert_eq!(u64_at(&answer, 8), self.unique);
+        match u32_at(&answer, 4) as i32 {
+            0 => Ok(answer[OUT_HEADER..].to_vec()),
+            error => {
+                assert!((-4095..0).contains(&error) && answer.len() == OUT_HEADER, "{error}");
+                Err(-error)
+            }
+        }
+    }
+
+    /// Makes and opens a file in the root: node and handle.
+    fn create(&mut self, name: &str) -> (u64, u64) {
+        let mut body = words(&[0o102, 0o100644, 0, 0]);
+        body.extend(name.as_bytes());
+        body.push(0);
+        let answer = self.call(op::CREATE, ROOT, &body).unwrap();
+        (u64_at(&answer, 0), u64_at(&answer, 128))
+    }
+
+    fn write(&mut self, node: u64, handle: u64, offset: u64, data: &[u8]) -> Result<u32, i32> {
+        let mut body = quads(&[handle, offset]);
+        body.extend(words(&[data.len() as u32, 0]));
+        body.extend(quads(&[0, 0]));
+        body.extend(data);
+        self.call(op::WRITE, node, &body).map(|answer| u32_at(&answer, 0))
+    }
+
+    fn read(&mut self, node: u64, handle: u64, offset: u64, size: u32) -> Result<Vec<u8>, i32> {
+        let mut body = quads(&[handle, offset]);
+        body.extend(words(&[size, 0]));
+        body.extend(quads(&[0, 0]));
+        self.call(op::READ, node, &body)
+    }
+
+    fn lookup(&mut self, parent: u64, name: &[u8]) -> Result<u64, i32> {
+        let mut body = name.to_vec();
+        body.push(0);
+        self.call(op::LOOKUP, parent, &body).map(|answer| u64_at(&answer, 0))
+    }
+
+    fn held(&self) -> (usize, usize) {
+        self.host.shared.session().unwrap().held()
+    }
+
+    /// The device has to be of use after whatever a test did to it.
+    fn assert_well(&mut self) {
+        assert!(!self.driver.slot.broken());
+        self.call(op::GETATTR, ROOT, &quads(&[0, 0])).unwrap();
+    }
+}
+
+fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+fn quads(quads: &[u64]) -> Vec<u8> {
+    quads.iter().flat_map(|q| q.to_le_bytes()).collect()
+}
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+const ENOENT: i32 = 2;
+const EIO: i32 = 5;
+const E2BIG: i32 = 7;
+const EBADF: i32 = 9;
+const ENODEV: i32 = 19;
+const EINVAL: i32 = 22;
+const ENAMETOOLONG: i32 = 36;
+const ENOSYS: i32 = 38;
+const ESTALE: i32 = 116;
+
+#[test]
+fn the_configuration_has_tag_and_queues() {
+    let client = Client::new(None);
+    let config: [u8; 40] = client.driver.slot.config(0);
+    assert_eq!((&config[..4], u32_at(&config, 36)), (&b"tag\0"[..], 1));
+    assert_eq!(client.driver.queues.len(), 2);
+    for bad in ["", "a\0b", "0123456789012345678901234567890123456"] {
+        assert!(VirtioFs::new(bad, 1).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn without_a_file_system_a_mount_fails() {
+    let mut client = Client::new(None);
+    assert_eq!(client.init(7, 38), Err(ENODEV));
+    client.host.serve(Arc::new(Overlay::memory(Limits::default())), Caching::Private);
+    client.init(7, 38).unwrap();
+    client.assert_well();
+}
+
+#[test]
+fn versions_are_agreed_on_first() {
+    let mut client = Client::new(Some(Arc::new(Overlay::memory(Limits::default()))));
+    assert_eq!(client.call(op::GETATTR, ROOT, &quads(&[0, 0])), Err(EIO));
+    assert!(client.init(6, 0).is_err() && client.init(7, 12).is_err());
+    // A newer client is told our version and asks again.
+    assert_eq!(u32_at(&client.init(8, 0).unwrap(), 0), 7);
+    assert_eq!(client.call(op::GETATTR, ROOT, &quads(&[0, 0])), Err(EIO));
+    let answer = client.init(7, 99).unwrap();
+    assert_eq!((answer.len(), u32_at(&answer, 4)), (64, 38));
+    client.assert_well();
+}
+
+#[test]
+fn data_goes_through_in_scattered_pages() {
+    let mut client = Client::memory();
+    let (node, handle) = client.create("f");
+    let data: Vec<u8> = (0..300_000u32).map(|n| (n % 251) as u8).collect();
+    assert_eq!(client.write(node, handle, 5, &data), Ok(300_000));
+    let all = client.read(node, handle, 0, 1 << 20).unwrap();
+    assert_eq!((&all[..5], &all[5..]), (&[0; 5][..], &data[..]));
+    // The answer in pieces of odd sizes, as a reader with small buffers has it.
+    let mut body = quads(&[handle, 5]);
+    body.extend(words(&[10_000, 0]));
+    body.extend(quads(&[0, 0]));
+    let request = client.request(op::READ, node, &body);
+    client.driver.slot.ram.memory().write_slice(&request, GuestAddress(client.request)).unwrap();
+    let (to, ring) = (client.answer, &mut client.driver.queues[1]);
+    let pieces = [(0, 16), (20_000, 1), (30_000, 4095), (40_000, 5904)];
+    let mut buffers = vec![(client.request, request.len() as u32, false)];
+    buffers.extend(pieces.iter().map(|&(at, len)| (to + at, len, true)));
+    ring.add(&buffers).unwrap();
+    ring.kick();
+    assert_eq!(ring.used().unwrap().1, 10_016);
+    let mut joined = Vec::new();
+    for (at, len) in &pieces[1..] {
+        let mut piece = vec![0; *len as usize];
+        client.driver.slot.ram.memory().read_slice(&mut piece, GuestAddress(to + at)).unwrap();
+        joined.extend(piece);
+    }
+    assert_eq!(joined, data[..10_000]);
+}
+
+#[test]
+fn files_of_the_host_are_read_into_guest_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let data: Vec<u8> = (0..100_000u32).map(|n| (n % 253) as u8).collect();
+    std::fs::write(dir.path().join("f"), &data).unwrap();
+    let fs = HostDir::new(dir.path(), HostDirOptions::default()).unwrap();
+    let mut client = Client::mounted(Arc::new(fs));
+    let node = client.lookup(ROOT, b"f").unwrap();
+    let handle = u64_at(&client.call(op::OPEN, node, &words(&[2, 0])).unwrap(), 0);
+    assert_eq!(client.read(node, handle, 0, 1 << 20).unwrap(), data);
+    assert_eq!(client.read(node, handle, 99_990, 100).unwrap(), data[99_990..]);
+    assert_eq!(client.write(node, handle, 100_000, b"more"), Ok(4));
+    assert_eq!(std::fs::read(dir.path().join("f")).unwrap()[100_000..], *b"more");
+}
+
+#[test]
+fn r3_1_names_are_hostile() {
+    let outer = tempfile::tempdir().unwrap();
+    std::fs::write(outer.path().join("secret"), "x").unwrap();
+    let inner = outer.path().join("inner");
+    std::fs::create_dir(&inner).unwrap();
+    std::fs::write(inner.join("plain"), "y").unwrap();
+    std::os::unix::fs::symlink("../secret", inner.join("link")).unwrap();
+    let fs = HostDir::new(&inner, HostDirOptions::default()).unwrap();
+    let mut client = Client::mounted(Arc::new(fs));
+    for bad in [&b".."[..], b".", b"", b"a/b", b"../secret", b"/etc"] {
+        assert_eq!(client.lookup(ROOT, bad), Err(EINVAL), "{}", bad.escape_ascii());
+        for (opcode, fixed) in [(op::MKNOD, 16), (op::MKDIR, 8), (op::CREATE, 16), (op::UNLINK, 0)] {
+            let mut body = vec![0; fixed];
+            body.extend([bad, b"\0"].concat());
+            assert!(client.call(opcode, ROOT, &body).is_err(), "{opcode} {}", bad.escape_ascii());
+        }
+    }
+    assert_eq!(client.lookup(ROOT, &[b'a'; 256]), Err(ENAMETOOLONG));
+    // No NUL at the end at all.
+    assert_eq!(client.call(op::LOOKUP, ROOT, b"plain"), Err(EINVAL));
+    // A link is a link: it can be read, and is not followed.
+    let link = client.lookup(ROOT, b"link").unwrap();
+    assert_eq!(client.call(op::READLINK, link, &[]).unwrap(), b"../secret");
+    assert!(client.call(op::OPEN, link, &words(&[0, 0])).is_err());
+    // The control: what is there under its own name is found.
+    assert!(client.lookup(ROOT, b"plain").unwrap() > 1);
+    assert!(outer.path().join("secret").exists());
+}
+
+#[test]
+fn forged_and_stale_nodes_and_handles_are_refused() {
+    let mut client = Client::memory();
+    let (node, handle) = client.create("f");
+    for forged in [0, 2, node + 1, u64::MAX, 1 << 63] {
+        assert_eq!(client.call(op::GETATTR, forged, &quads(&[0, 0])), Err(ESTALE), "{forged}");
+        assert!(client.lookup(forged, b"x").is_err());
+        assert!(client.call(op::OPEN, forged, &words(&[2, 0])).is_err());
+    }
+    for forged in [handle + 1, u64::MAX] {
+        assert_eq!(client.read(node, forged, 0, 10), Err(EBADF));
+        assert_eq!(client.write(node, forged, 0, b"x"), Err(EBADF));
+    }
+    // A file's handle is not a directory's, nor another file's.
+    assert!(client.call(op::READDIR, ROOT, &[&quads(&[handle, 0])[..], &words(&[4096, 0])].concat()).is_err());
+    let (other, _) = client.create("g");
+    assert!(client.read(other, handle, 0, 10).is_err());
+    // Closing twice or what is somebody else's changes nothing.
+    for _ in 0..3 {
+        client.call(op::RELEASE, node, &quads(&[handle, 0, 0])).unwrap();
+        client.call(op::RELEASE, node, &quads(&[77, 0, 0])).unwrap();
+    }
+    assert_eq!(client.read(node, handle, 0, 10), Err(EBADF));
+    client.assert_well();
+}
+
+#[test]
+fn offsets_at_the_end_of_the_world() {
+    let mut client = Client::memory();
+    let (node, handle) = client.create("f");
+    for offset in [1 << 63, (1 << 63) - 1, u64::MAX, u64::MAX - 4095] {
+        assert!(client.write(node, handle, offset, b"x").is_err(), "{offset:#x}");
+        // Beyond the end there is nothing, or it is no offset.
+        assert!(client.read(node, handle, offset, 10).is_ok_and(|d| d.is_empty()) || offset >> 63 == 1);
+        let fallocate = [quads(&[handle, offset, u64::MAX]), words(&[0, 0])].concat();
+        assert!(client.call(op::FALLOCATE, node, &fallocate).is_err());
+        for whence in [SEEK_DATA, SEEK_HOLE] {
+            let seek = [quads(&[handle, offset]), words(&[whence, 0])].concat();
+            assert!(client.call(op::LSEEK, node, &seek).is_err());
+        }
+        let copy = quads(&[handle, offset, node, handle, 0, u64::MAX, 0]);
+        assert!(!client.call(op::COPY_FILE_RANGE, node, &copy).is_ok_and(|n| u32_at(&n, 0) > 0));
+        let mut set = words(&[fattr::SIZE, 0]);
+        set.extend(quads(&[0, offset]));
+        set.resize(88, 0);
+        assert!(client.call(op::SETATTR, node, &set).is_err(), "{offset:#x}");
+    }
+    client.assert_well();
+}
+
+#[test]
+fn every_request_is_answered_however_short() {
+    let mut client = Client::memory();
+    for opcode in 0..64 {
+        if [op::DESTROY, op::INIT].contains(&opcode) {
+            continue;
+        }
+        for len in 0..100 {
+            let request = client.request(opcode, ROOT, &vec![0xff; len]);
+            let answer = client.raw(&request, 4096);
+            let silent = [op::FORGET, op::BATCH_FORGET, op::INTERRUPT].contains(&opcode);
+            assert_eq!(answer.is_empty(), silent, "{opcode} with {len} bytes");
+        }
+    }
+    for unknown in [0, 7, 19, 31, 99, u32::MAX] {
+        assert_eq!(client.call(unknown, ROOT, &[0; 64]), Err(ENOSYS), "{unknown}");
+    }
+    client.assert_well();
+}
+
+#[test]
+fn headers_that_lie_are_survived() {
+    let mut client = Client::memory();
+    for len in [0, 1, 39, 41, 4096, u32::MAX] {
+        let mut request = client.request(op::GETATTR, ROOT, &[]);
+        request[..4].copy_from_slice(&len.to_le_bytes());
+        assert!(client.raw(&request, 4096).is_empty(), "{len}");
+    }
+    for cut in 0..IN_HEADER {
+        let request = client.request(op::GETATTR, ROOT, &quads(&[0, 0]));
+        assert!(client.raw(&request[..cut.max(1)], 4096).is_empty());
+    }
+    // More than any request has.
+    let big = client.request(op::SETXATTR, ROOT, &vec![0; 200_000]);
+    let answer = client.raw(&big, 4096);
+    assert_eq!(u32_at(&answer, 4) as i32, -E2BIG);
+    client.assert_well();
+}
+
+#[test]
+fn r8_answers_are_never_longer_than_the_buffer() {
+    let mut client = Client::memory();
+    let (node, handle) = client.create("f");
+    client.write(node, handle, 0, &[7; 5000]).unwrap();
+    for room in 0..OUT_HEADER as u32 {
+        let request = client.request(op::GETATTR, ROOT, &quads(&[0, 0]));
+        assert!(client.raw(&request, room).is_empty());
+    }
+    assert_eq!(client.call_in(op::GETATTR, ROOT, &quads(&[0, 0]), 100), Err(EIO));
+    let mut body = quads(&[handle, 0]);
+    body.extend(words(&[5000, 0]));
+    body.extend(quads(&[0, 0]));
+    assert_eq!(client.call_in(op::READ, node, &body, 116).unwrap(), [7; 100]);
+    let dir = u64_at(&client.call(op::OPENDIR, ROOT, &words(&[0, 0])).unwrap(), 0);
+    let list = [quads(&[dir, 0]), words(&[1 << 30, 0])].concat();
+    assert_eq!(client.call_in(op::READDIR, ROOT, &list, 20).unwrap(), b"");
+    assert!(client.call_in(op::READDIR, ROOT, &list, 60).unwrap().len() <= 44);
+    client.assert_well();
+}
+
+#[test]
+fn a_write_has_the_bytes_that_it_says() {
+    let mut client = Client::memory();
+    let (node, handle) = client.create("f");
+    for size in [11, 4096, u32::MAX] {
+        let mut body = quads(&[handle, 0]);
+        body.extend(words(&[size, 0]));
+        body.extend(quads(&[0, 0]));
+        body.extend(b"ten bytes!");
+        assert_eq!(client.call(op::WRITE, node, &body), Err(EINVAL), "{size}");
+    }
+    assert_eq!(client.read(node, handle, 0, 100).unwrap(), b"");
+    assert_eq!(client.write(node, handle, 0, b"ten bytes!"), Ok(10));
+}
+
+#[test]
+fn what_the_client_held_comes_back() {
+    let mut client = Client::memory();
+    for n in 0..10 {
+        client.create(&format!("f{n}"));
+    }
+    client.call(op::OPENDIR, ROOT, &words(&[0, 0])).unwrap();
+    assert_eq!(client.held(), (10, 11));
+    // Forgetting more than was taken, and what was never seen.
+    let node = client.lookup(ROOT, b"f0").unwrap();
+    for node in [node, 9999, ROOT] {
+        let request = client.request(op::FORGET, node, &quads(&[u64::MAX]));
+        assert!(client.raw_on(0, &request, 0).is_empty());
+    }
+    assert_eq!(client.held().0, 9);
+    let mut batch = words(&[u32::MAX, 0]);
+    batch.extend(quads(&[client.lookup(ROOT, b"f1").unwrap(), 2]));
+    let request = client.request(op::BATCH_FORGET, 0, &batch);
+    client.raw_on(0, &request, 0);
+    assert_eq!(client.held().0, 8);
+    client.call(op::DESTROY, 0, &[]).unwrap();
+    assert_eq!(client.held(), (0, 0));
+    assert_eq!(client.lookup(ROOT, b"f2"), Err(EIO));
+    // The same again by a reset of the device.
+    client.init(7, 38).unwrap();
+    client.lookup(ROOT, b"f2").unwrap();
+    assert_eq!(client.held(), (1, 0));
+    client.driver.slot.w(reg_status(), 0);
+    assert_eq!(client.held(), (0, 0));
+}
+
+fn reg_status() -> u32 {
+    crate::virtio::spec::reg::VIRTIO_MMIO_STATUS
+}
+
+#[test]
+fn an_absent_name_may_be_remembered_where_nobody_else_writes() {
+    let mut client = Client::memory();
+    let answer = client.call(op::LOOKUP, ROOT, b"none\0").unwrap();
+    assert_eq!((u64_at(&answer, 0), u64_at(&answer, 16) > 0), (0, true));
+    let dir = tempfile::tempdir().unwrap();
+    let fs = HostDir::new(dir.path(), HostDirOptions::default()).unwrap();
+    client.host.serve(Arc::new(fs), Caching::Shared);
+    client.init(7, 38).unwrap();
+    assert_eq!(client.lookup(ROOT, b"none"), Err(ENOENT));
+}
+
+#[test]
+fn a_listing_takes_as_many_lookups_as_entries_it_shows() {
+    let mut client = Client::memory();
+    for n in 0..500 {
+        let (node, handle) = client.create(&format!("file-{n}"));
+        client.call(op::RELEASE, node, &quads(&[handle, 0, 0])).unwrap();
+    }
+    client.call(op::DESTROY, 0, &[]).unwrap();
+    client.init(7, 38).unwrap();
+    let dir = u64_at(&client.call(op::OPENDIR, ROOT, &words(&[0, 0])).unwrap(), 0);
+    let (mut cookie, mut seen) = (0, 0);
+    loop {
+        let body = [quads(&[dir, cookie]), words(&[4096, 0])].concat();
+        let listing = client.call(op::READDIRPLUS, ROOT, &body).unwrap();
+        if listing.is_empty() {
+            break;
+        }
+        let mut at = 0;
+        while at < listing.len() {
+            let node = u64_at(&listing, at);
+            let (ino, next, name) = (u64_at(&listing, at + 128), u64_at(&listing, at + 136), u32_at(&listing, at + 144));
+            assert_ne!(ino, 0, "R3.8");
+            seen += usize::from(node != 0);
+            cookie = next;
+            at += (128 + 24 + name as usize).next_multiple_of(8);
+        }
+    }
+    assert_eq!((seen, client.held().0), (500, 500));
+}
+
+#[test]
+fn requests_of_random_bytes_never_break_the_device() {
+    let dir = tempfile::tempdir().unwrap();
+    File::create(dir.path().join("f")).unwrap();
+    let fs = HostDir::new(dir.path(), HostDirOptions { read_only: true, ..HostDirOptions::default() }).unwrap();
+    let mut client = Client::mounted(Arc::new(fs));
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    for _ in 0..20_000 {
+        let len = (random() % 160) as usize;
+        let body: Vec<u8> = (0..len).map(|_| if random() % 3 == 0 { 0 } else { random() as u8 }).collect();
+        let opcode = (random() % 56) as u32;
+        let node = if random() % 4 == 0 { random() } else { random() % 4 };
+        let request = client.request(opcode, node, &body);
+        client.raw_on((random() % 2) as usize, &request, (random() % 300) as u32);
+    }
+    client.init(7, 38).unwrap();
+    client.assert_well();
+}
