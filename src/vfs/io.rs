@@ -6,6 +6,7 @@ use std::io;
 use super::{Errno, Result};
 
 const BOUNCE: usize = 64 << 10;
+const DIRECT: usize = 1 << 20;
 static ZEROS: [u8; 4096] = [0; 4096];
 
 /// Takes the bytes of one `read`, in order.
@@ -60,6 +61,23 @@ impl ReadSink for Vec<u8> {
         self.resize(self.len() + len, 0);
         Ok(())
     }
+
+    fn file(&mut self, file: &File, offset: u64, len: usize) -> Result<usize> {
+        let start = self.len();
+        let mut done = 0;
+        while done < len {
+            // In steps, so that a length beyond the end of the file takes no memory.
+            let want = (len - done).min(DIRECT);
+            self.resize(start + done + want, 0);
+            let read = read_at(file, &mut self[start + done..], offset + done as u64);
+            done += *read.as_ref().unwrap_or(&0);
+            self.truncate(start + done);
+            if read? == 0 {
+                break;
+            }
+        }
+        Ok(done)
+    }
 }
 
 /// Gives the bytes of one `write`, in order.
@@ -102,6 +120,21 @@ impl WriteSource for &[u8] {
         buffer.copy_from_slice(head);
         *self = tail;
         Ok(())
+    }
+
+    fn file(&mut self, file: &File, offset: u64, len: usize) -> Result<usize> {
+        let (head, tail) = self.split_at_checked(len).ok_or(Errno::EFAULT)?;
+        let mut done = 0;
+        while let Some(rest) = head.get(done..).filter(|rest| !rest.is_empty()) {
+            match write_at(file, rest, offset + done as u64) {
+                Ok(0) => return Err(Errno::EIO),
+                Ok(n) => done += n,
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        *self = tail;
+        Ok(done)
     }
 }
 

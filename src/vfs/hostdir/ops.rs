@@ -9,6 +9,7 @@ use rustix::fs::{
     self, AtFlags, FallocateFlags, Mode, OFlags, RawDir, RenameFlags, SeekFrom, Timespec, Timestamps,
     XattrFlags,
 };
+use rustix::process::getegid;
 
 use super::nodes::Key;
 use super::owner::RECORD;
@@ -62,6 +63,12 @@ impl HostDir {
         perm(if foreign { mode & !(mode::SUID | mode::SGID) } else { mode })
     }
 
+    /// With what permissions to make a file, open to ourselves. A group that is not the final one gets none.
+    fn first_perm(&self, caller: &Caller, mode: u32) -> Mode {
+        let final_group = self.options.ownership != Ownership::AsIs || caller.gid == getegid().as_raw();
+        perm(if final_group { mode & 0o777 | 0o600 } else { 0o600 })
+    }
+
     /// The open file of a handle, which must be of the node.
     fn file(&self, handle: Handle) -> Result<Arc<File>> {
         self.handle(handle)
@@ -72,7 +79,11 @@ impl HostDir {
         let status = stat(fd)?;
         let above = stat(parent)?;
         let inherits = u32::from(above.stx_mode) & mode::SGID != 0;
-        self.own(fd, caller, inherits)?;
+        let owner = self.owner(&status, fd);
+        let owned = owner.0 == caller.uid && (inherits || owner.1 == caller.gid);
+        if !owned {
+            self.own(fd, caller, inherits)?;
+        }
         if u32::from(status.stx_mode) & mode::FMT == mode::SYMLINK {
             return Ok(());
         }
@@ -80,7 +91,11 @@ impl HostDir {
         let kept = u32::from(status.stx_mode) & mode::SGID & if inherits { mode::SGID } else { 0 };
         let is_dir = u32::from(status.stx_mode) & mode::FMT == mode::DIR;
         let wanted = wanted & mode::PERM | if is_dir { kept } else { 0 };
-        fs::chmod(proc_path(fd), self.host_perm(wanted, is_dir)).map_err(errno)
+        let wanted = self.host_perm(wanted, is_dir);
+        if owned && u32::from(status.stx_mode) & mode::PERM == wanted.as_raw_mode() {
+            return Ok(());
+        }
+        fs::chmod(proc_path(fd), wanted).map_err(errno)
     }
 
     /// Makes an entry with `make`, then gives it mode and owner; takes it away again if that fails.
@@ -164,7 +179,8 @@ impl HostDir {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let own = self.quietly(flags, |flags| fs::openat(&dir, ".", flags, Mode::empty()))?;
         fs::seek(&own, SeekFrom::Start(cookie)).map_err(errno)?;
-        let mut buffer = [MaybeUninit::<u8>::uninit(); 32 << 10];
+        // Clients ask for a page or so at a time; what is read beyond it is read again.
+        let mut buffer = [MaybeUninit::<u8>::uninit(); 8 << 10];
         let mut entries = RawDir::new(&own, &mut buffer);
         while let Some(entry) = entries.next() {
             let entry = entry.map_err(errno)?;
@@ -466,7 +482,7 @@ impl FileSystem for HostDir {
             if lock(&self.open).handles.len() >= self.options.max_open {
                 return Err(Errno::ENFILE);
             }
-            match self.open_beneath(&dir, &name, make, perm(mode & 0o600 | 0o600)) {
+            match self.open_beneath(&dir, &name, make, self.first_perm(caller, mode)) {
                 Ok(fd) => {
                     let made = self.finish(&fd, caller, &dir, mode).and_then(|()| {
                         let path = self.child(&dir, &name)?;

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::Read;
 
-use super::index::{self, Extent, Inode, Writer};
-use super::tar::{Input, Kind, Parser, Seekable, Stream, TarEntry};
+use super::index::{self, Extent, Inode};
+use super::input::{Input, Seekable, Stream};
+use super::tar::{Kind, Parser, TarEntry};
+use super::writer::Writer;
 use super::{Index, TarError, TarLimits, TarProblem};
 use crate::vfs::{NAME_MAX, Time, mode};
 

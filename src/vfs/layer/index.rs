@@ -19,16 +19,16 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::sys::mapped::MappedFile;
-use crate::vfs::{FileType, Name, Time, mode};
+use crate::vfs::{FileType, Time, mode};
 
-const MAGIC: &[u8; 8] = b"ccindex\0";
-const VERSION: u32 = 1;
-const HEADER: usize = 64;
-const NAME: usize = 12;
-const INODE: usize = 64;
-const PATH: usize = 12;
-const EXTENT: usize = 24;
-const NONE: u32 = u32::MAX;
+pub(super) const MAGIC: &[u8; 8] = b"ccindex\0";
+pub(super) const VERSION: u32 = 1;
+pub(super) const HEADER: usize = 64;
+pub(super) const NAME: usize = 12;
+pub(super) const INODE: usize = 64;
+pub(super) const PATH: usize = 12;
+pub(super) const EXTENT: usize = 24;
+pub(super) const NONE: u32 = u32::MAX;
 /// No index file beyond this is read into memory.
 const MAX_BYTES: u64 = 2 << 30;
 
@@ -53,7 +53,7 @@ pub enum IndexError {
 }
 
 #[derive(Clone)]
-enum Bytes {
+pub(super) enum Bytes {
     Owned(Vec<u8>),
     Mapped(Arc<MappedFile>),
 }
@@ -72,11 +72,11 @@ impl Deref for Bytes {
 /// The index of one layer.
 #[derive(Clone)]
 pub struct Index {
-    bytes: Bytes,
-    tar_len: u64,
-    names: u32,
-    inodes: u32,
-    paths: u32,
+    pub(super) bytes: Bytes,
+    pub(super) tar_len: u64,
+    pub(super) names: u32,
+    pub(super) inodes: u32,
+    pub(super) paths: u32,
 }
 
 /// One inode record.
@@ -121,7 +121,7 @@ impl Inode {
         self.flags & LOWER_LINK != 0
     }
 
-    fn range(&self) -> (u32, u32) {
+    pub(super) fn range(&self) -> (u32, u32) {
         if self.is_dir() { (self.data as u32, (self.data >> 32) as u32) } else { (0, 0) }
     }
 }
@@ -149,15 +149,15 @@ pub(crate) struct Extent {
     pub(crate) tar: u64,
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     bytes.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_le_bytes)
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
@@ -247,7 +247,7 @@ impl Index {
         self.names_at() + self.names as usize * NAME
     }
 
-    fn paths_at(&self) -> usize {
+    pub(super) fn paths_at(&self) -> usize {
         self.inodes_at() + self.inodes as usize * INODE
     }
 
@@ -255,7 +255,7 @@ impl Index {
         self.paths_at() + self.paths as usize * PATH
     }
 
-    fn blob(&self, offset: u64, len: u64) -> Option<&[u8]> {
+    pub(super) fn blob(&self, offset: u64, len: u64) -> Option<&[u8]> {
         let start = usize::try_from(offset).ok()?.checked_add(self.blob_at())?;
         self.bytes.get(start..start.checked_add(usize::try_from(len).ok()?)?)
     }
@@ -295,7 +295,7 @@ impl Index {
         self.inode(dir).extra
     }
 
-    fn name(&self, at: u32) -> Option<DirName<'_>> {
+    pub(super) fn name(&self, at: u32) -> Option<DirName<'_>> {
         if at >= self.names {
             return None;
         }
@@ -339,7 +339,7 @@ impl Index {
         Xattrs { left: u16_at(start, 0), rest: start.get(2..).unwrap_or_default() }
     }
 
-    fn blob_from(&self, offset: u32) -> &[u8] {
+    pub(super) fn blob_from(&self, offset: u32) -> &[u8] {
         self.bytes.get(self.blob_at().saturating_add(offset as usize)..).unwrap_or_default()
     }
 
@@ -352,7 +352,7 @@ impl Index {
         })
     }
 
-    fn extent(&self, node: &Inode, at: u32) -> Option<Extent> {
+    pub(super) fn extent(&self, node: &Inode, at: u32) -> Option<Extent> {
         let offset = u64::from(node.extra) + u64::from(at) * EXTENT as u64;
         let raw = self.blob(offset, EXTENT as u64)?;
         Some(Extent { offset: u64_at(raw, 0), len: u64_at(raw, 8), tar: u64_at(raw, 16) })
@@ -394,119 +394,6 @@ impl Index {
         }
         (0..node.extents).filter_map(|i| self.extent(node, i)).map(|e| e.len.div_ceil(512)).fold(0, u64::saturating_add)
     }
-
-    fn check(&self) -> Result<(), IndexError> {
-        let bad = |what| Err(IndexError::Invalid(what));
-        let root = self.inode(0);
-        if self.inodes == 0 || !root.is_dir() || root.range().0 != 0 {
-            return bad("no root");
-        }
-        for i in 0..self.inodes {
-            self.check_inode(i)?;
-        }
-        // Each directory's names follow those of the directory before it: so every name has one parent, and no
-        // directory is below itself.
-        let mut next = root.range().1;
-        let mut last_dir = 0;
-        let mut starts = vec![(0, next)];
-        for at in 0..self.names {
-            if at >= next {
-                return bad("names without a directory");
-            }
-            let Some(name) = self.name(at) else { return bad("name") };
-            if Name::new(name.name).is_err() {
-                return bad("name");
-            }
-            let Some(inode) = name.inode else { continue };
-            if inode == 0 || inode >= self.inodes {
-                return bad("inode of a name");
-            }
-            let node = self.inode(inode);
-            if node.is_dir() {
-                let (first, count) = node.range();
-                if inode <= last_dir || first != next {
-                    return bad("order of directories");
-                }
-                last_dir = inode;
-                let Some(end) = next.checked_add(count) else { return bad("directory range") };
-                starts.push((first, count));
-                next = end;
-            }
-        }
-        if next != self.names {
-            return bad("directory range");
-        }
-        for (first, count) in starts {
-            for at in first + 1..first.saturating_add(count) {
-                match (self.name(at - 1), self.name(at)) {
-                    (Some(a), Some(b)) if a.name < b.name => {}
-                    _ => return bad("order of names"),
-                }
-            }
-        }
-        for i in 0..self.paths as usize {
-            let at = self.paths_at() + i * PATH;
-            let inode = u32_at(&self.bytes, at);
-            let node = self.inode(inode);
-            if inode >= self.inodes || !(node.implicit() || node.lower_link()) {
-                return bad("path");
-            }
-        }
-        if self.special_paths().count() != self.paths as usize {
-            return bad("path");
-        }
-        Ok(())
-    }
-
-    fn check_inode(&self, i: u32) -> Result<(), IndexError> {
-        let bad = |what| Err(IndexError::Invalid(what));
-        let node = self.inode(i);
-        let Some(kind) = FileType::from_mode(node.mode) else { return bad("file type") };
-        if node.mode & !(mode::FMT | mode::PERM) != 0 || node.mtime.nanos >= 1_000_000_000 {
-            return bad("mode or time");
-        }
-        let on_dir = node.flags & (IMPLICIT | OPAQUE) != 0;
-        if on_dir && kind != FileType::Dir || node.flags & SPARSE != 0 && kind != FileType::File {
-            return bad("flags");
-        }
-        if node.lower_link() && kind != FileType::File {
-            return bad("flags");
-        }
-        if kind == FileType::Symlink || node.lower_link() {
-            if self.blob(node.data, node.size).is_none() {
-                return bad("link target");
-            }
-        } else if kind == FileType::File {
-            if node.size > i64::MAX as u64 {
-                return bad("size");
-            }
-            if node.flags & SPARSE != 0 {
-                let mut last = 0;
-                for e in 0..node.extents {
-                    let Some(e) = self.extent(&node, e) else { return bad("sparse map") };
-                    let end = e.offset.checked_add(e.len);
-                    let inside = e.tar.checked_add(e.len).is_some_and(|end| end <= self.tar_len);
-                    match end {
-                        Some(end) if e.len > 0 && e.offset >= last && end <= node.size && inside => {
-                            last = end
-                        }
-                        _ => return bad("sparse map"),
-                    }
-                }
-            } else if node.data.checked_add(node.size).is_none_or(|end| end > self.tar_len) {
-                return bad("data range");
-            }
-        }
-        if node.xattrs != NONE {
-            let mut rest = self.xattrs(&node);
-            for _ in 0..u16_at(self.blob_from(node.xattrs), 0) {
-                if rest.next().is_none() {
-                    return bad("extended attributes");
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 impl fmt::Debug for Index {
@@ -535,103 +422,5 @@ impl<'a> Iterator for Xattrs<'a> {
         let (value, rest) = rest.split_at_checked(u32_at(head, 2) as usize)?;
         self.rest = rest;
         Some((name, value))
-    }
-}
-
-/// Puts an index together. The caller gives names in the order of the format.
-#[derive(Default)]
-pub(super) struct Writer {
-    names: Vec<u8>,
-    inodes: Vec<u8>,
-    paths: Vec<u8>,
-    blob: Vec<u8>,
-}
-
-impl Writer {
-    /// Adds bytes to the blob; `None` when it is full (4 GiB less one).
-    pub(super) fn blob(&mut self, bytes: &[u8]) -> Option<u32> {
-        let at = u32::try_from(self.blob.len()).ok()?;
-        u32::try_from(self.blob.len() + bytes.len()).ok().filter(|&end| end != NONE)?;
-        self.blob.extend_from_slice(bytes);
-        Some(at)
-    }
-
-    pub(super) fn name(&mut self, name: &[u8], inode: Option<u32>) -> Option<()> {
-        let at = self.blob(name)?;
-        self.names.extend_from_slice(&at.to_le_bytes());
-        self.names.extend_from_slice(&inode.unwrap_or(NONE).to_le_bytes());
-        self.names.extend_from_slice(&u32::from(u16::try_from(name.len()).ok()?).to_le_bytes());
-        Some(())
-    }
-
-    pub(super) fn xattrs<'a>(
-        &mut self,
-        xattrs: impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])>,
-    ) -> Option<u32> {
-        if xattrs.len() == 0 {
-            return Some(NONE);
-        }
-        let at = self.blob(&u16::try_from(xattrs.len()).ok()?.to_le_bytes())?;
-        for (name, value) in xattrs {
-            self.blob(&u16::try_from(name.len()).ok()?.to_le_bytes())?;
-            self.blob(&u32::try_from(value.len()).ok()?.to_le_bytes())?;
-            self.blob(name)?;
-            self.blob(value)?;
-        }
-        Some(at)
-    }
-
-    pub(super) fn extents(&mut self, extents: &[Extent]) -> Option<u32> {
-        let at = self.blob(&[])?;
-        for e in extents {
-            for value in [e.offset, e.len, e.tar] {
-                self.blob(&value.to_le_bytes())?;
-            }
-        }
-        Some(at)
-    }
-
-    pub(super) fn inode(&mut self, node: &Inode) {
-        let out = &mut self.inodes;
-        for value in [node.mode, node.uid, node.gid, node.nlink, node.rdev, node.flags] {
-            out.extend_from_slice(&value.to_le_bytes());
-        }
-        out.extend_from_slice(&node.mtime.secs.to_le_bytes());
-        out.extend_from_slice(&node.mtime.nanos.to_le_bytes());
-        out.extend_from_slice(&node.xattrs.to_le_bytes());
-        out.extend_from_slice(&node.size.to_le_bytes());
-        out.extend_from_slice(&node.data.to_le_bytes());
-        out.extend_from_slice(&node.extra.to_le_bytes());
-        out.extend_from_slice(&node.extents.to_le_bytes());
-    }
-
-    pub(super) fn path(&mut self, inode: u32, path: &[u8]) -> Option<()> {
-        let at = self.blob(path)?;
-        for value in [inode, at, u32::try_from(path.len()).ok()?] {
-            self.paths.extend_from_slice(&value.to_le_bytes());
-        }
-        Some(())
-    }
-
-    pub(super) fn finish(self, tar_len: u64) -> Result<Index, IndexError> {
-        let mut bytes = Vec::with_capacity(
-            HEADER + self.names.len() + self.inodes.len() + self.paths.len() + self.blob.len(),
-        );
-        bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&[0; 4]);
-        bytes.extend_from_slice(&tar_len.to_le_bytes());
-        bytes.extend_from_slice(&(self.blob.len() as u64).to_le_bytes());
-        for (table, record) in [(&self.inodes, INODE), (&self.names, NAME), (&self.paths, PATH)] {
-            let count = u32::try_from(table.len() / record).map_err(|_| IndexError::Invalid("too large"))?;
-            bytes.extend_from_slice(&count.to_le_bytes());
-        }
-        bytes.resize(HEADER, 0);
-        for table in [&self.names, &self.inodes, &self.paths, &self.blob] {
-            bytes.extend_from_slice(table);
-        }
-        let crc = crc32fast::hash(&bytes[16..]);
-        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
-        Index::from_bytes(bytes)
     }
 }

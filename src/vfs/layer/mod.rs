@@ -8,12 +8,16 @@
 //! What a hostile tar can do is be refused, with a [`TarError`] that says where and why.
 
 mod builder;
+mod check;
 #[cfg(test)]
 mod hostile;
 mod index;
+mod input;
+mod pax;
 mod tar;
 #[cfg(test)]
 pub(crate) mod tests;
+mod writer;
 
 use std::fs::File;
 use std::io;

@@ -128,8 +128,9 @@ impl Chunk {
             Body::None => {
                 let want = end.next_power_of_two().clamp(64, CHUNK);
                 if store.take_memory(want) {
-                    let mut bytes = Vec::with_capacity(want as usize);
-                    bytes.resize(end as usize, 0);
+                    // The allocator knows which memory is zero already.
+                    let mut bytes = vec![0; want as usize];
+                    bytes.truncate(end as usize);
                     self.body = Body::Memory(bytes);
                 } else {
                     self.body = Body::Slot(store.slot()?);

@@ -576,13 +576,15 @@ impl FileSystem for Overlay {
         sink: &mut dyn DirSink,
     ) -> Result<()> {
         // Names are gathered under the shared lock, a few at a time, and looked up after.
-        const BATCH: usize = 64;
+        // More each time: how many the sink takes shows only then.
+        const MOST: usize = 1024;
+        let mut size = 32;
         let mut cookie = cookie;
         loop {
-            let mut batch: Vec<(u64, u64, FileType, Vec<u8>)> = Vec::with_capacity(BATCH);
+            let mut batch: Vec<(u64, u64, FileType, Vec<u8>)> = Vec::with_capacity(size);
             self.list(node, cookie, &mut |e| {
                 batch.push((e.ino, e.cookie, e.kind, e.name.to_vec()));
-                batch.len() < BATCH
+                batch.len() < size
             })?;
             for (ino, next, kind, name) in &batch {
                 let entry = DirEntry { ino: *ino, cookie: *next, kind: *kind, name };
@@ -605,9 +607,10 @@ impl FileSystem for Overlay {
                     Err(e) => return Err(e),
                 }
             }
-            if batch.len() < BATCH {
+            if batch.len() < size {
                 return Ok(());
             }
+            size = (size * 2).min(MOST);
         }
     }
 

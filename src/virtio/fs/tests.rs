@@ -281,7 +281,7 @@ fn r3_1_names_are_hostile() {
 fn forged_and_stale_nodes_and_handles_are_refused() {
     let mut client = Client::memory();
     let (node, handle) = client.create("f");
-    for forged in [0, 2, node + 1, u64::MAX, 1 << 63] {
+    for forged in [0, node + 1, u64::MAX, 1 << 63] {
         assert_eq!(client.call(op::GETATTR, forged, &quads(&[0, 0])), Err(ESTALE), "{forged}");
         assert!(client.lookup(forged, b"x").is_err());
         assert!(client.call(op::OPEN, forged, &words(&[2, 0])).is_err());
