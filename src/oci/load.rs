@@ -276,12 +276,12 @@ fn layer(
     tell(0);
     let mut pieces = FilePieces::new(file.file, file.len, Path::new(&name));
     let job = Job { layer: info, limit: options.max_layer, origin: &name };
-    match into_layer(&job, &mut pieces, work) {
+    match into_layer(&job, &mut pieces, &work) {
         Ok(layer) => {
             tell(info.size);
             Ok(layer)
         }
-        Err((Failure::Blob(error) | Failure::Final(error), work)) => {
+        Err(Failure::Blob(error) | Failure::Final(error)) => {
             work.discard();
             Err(error)
         }

@@ -28,6 +28,8 @@ mod pull;
 mod reference;
 mod registry;
 mod store;
+#[cfg(test)]
+mod tests;
 mod unpack;
 
 pub use client::{Client, ClientBuilder, Entry};

@@ -205,23 +205,32 @@ impl Fetch {
     async fn layer(self) -> Result<Layer, Error> {
         let this = Arc::new(self);
         // Each server has one try with what is left of earlier downloads, and one from the beginning.
-        let tries = 2 * this.repository.servers();
-        let mut last = None;
-        for round in 0..tries {
+        let (mut server, mut fresh) = (0, false);
+        loop {
             let work = match this.clone().right().await? {
                 Ok(work) => work,
                 Err(layer) => return Ok(layer),
             };
-            match this.clone().attempt(work, round / 2, round % 2 == 1).await {
+            let error = match this.clone().attempt(work, server, fresh).await {
                 Ok(layer) => return Ok(layer),
-                Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Blob(error)) => {
-                    tracing::debug!(error = %error, round, "the blob is not what it should be");
-                    last = Some(error);
+                    if fresh {
+                        server += 1;
+                    }
+                    fresh = !fresh;
+                    error
                 }
+                Err(Failure::Final(error)) if of_server(&error) => {
+                    (server, fresh) = (server + 1, false);
+                    error
+                }
+                Err(Failure::Final(error)) => return Err(error),
+            };
+            if server >= this.repository.servers() {
+                return Err(error);
             }
+            tracing::debug!(%error, server, fresh, "trying otherwise");
         }
-        Err(last.unwrap_or_else(|| Error::malformed(this.info.blob.to_string(), "no server was asked")))
     }
 
     /// The right to make the layer, or the layer that another has made meanwhile.
@@ -271,18 +280,15 @@ impl Fetch {
                 limit: this.options.max_layer,
                 origin: &this.repository.name(server),
             };
-            match into_layer(&job, &mut pieces, work) {
-                Ok(layer) => Ok(layer),
-                Err((failure, work)) => {
-                    match &failure {
-                        // What was fetched is of no use, or takes the space that is missing.
-                        Failure::Blob(_) => work.discard(),
-                        Failure::Final(Error::Store { source, .. }) if is_full(source) => work.discard(),
-                        Failure::Final(_) => work.keep_partial(),
-                    }
-                    Err(failure)
-                }
+            let result = into_layer(&job, &mut pieces, &work);
+            match &result {
+                Ok(_) => {}
+                // What was fetched is of no use, or takes the space that is missing.
+                Err(Failure::Blob(_)) => work.discard(),
+                Err(Failure::Final(Error::Store { source, .. })) if is_full(source) => work.discard(),
+                Err(Failure::Final(_)) => work.keep_partial(),
             }
+            result
         });
         self.tell(have);
         let fetched = self.clone().feed(&send, have, server).await;
@@ -360,6 +366,21 @@ impl Fetch {
             });
         }
     }
+}
+
+/// Whether another server may do better.
+fn of_server(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Unauthorized { .. }
+            | Error::Forbidden { .. }
+            | Error::NotFound { .. }
+            | Error::RateLimited { .. }
+            | Error::Status { .. }
+            | Error::Network { .. }
+            | Error::Stalled { .. }
+            | Error::Redirect { .. }
+    )
 }
 
 fn is_full(error: &io::Error) -> bool {

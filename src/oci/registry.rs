@@ -50,15 +50,15 @@ impl Repository {
         let mut endpoints = Vec::new();
         for mirror in options.mirrors.get(reference.registry()).into_iter().flatten() {
             let (plain, rest) = match mirror.split_once("://") {
-                Some(("http", rest)) => (true, rest),
-                Some(("https", rest)) => (false, rest),
+                Some(("http", rest)) => (Some(true), rest),
+                Some(("https", rest)) => (Some(false), rest),
                 Some(_) => {
                     return Err(Error::Option {
                         option: "mirror",
                         reason: format!("{mirror:?} is no HTTP URL"),
                     });
                 }
-                None => (options.plain_http.contains(mirror), mirror.as_str()),
+                None => (options.plain_http.contains(mirror).then_some(true), mirror.as_str()),
             };
             let rest = rest.trim_end_matches('/');
             let host = rest.split('/').next().unwrap_or(rest).to_owned();
@@ -66,7 +66,7 @@ impl Repository {
             endpoints.push(Endpoint::new(rest, plain, reference, login, "mirror")?);
         }
         let host = reference.host();
-        let plain = options.plain_http.iter().any(|name| name == reference.registry());
+        let plain = options.plain_http.iter().any(|name| name == reference.registry()).then_some(true);
         let login = Login::new(
             reference.registry().to_owned(),
             reference,
@@ -286,7 +286,7 @@ impl Repository {
 impl Endpoint {
     fn new(
         address: &str,
-        plain: bool,
+        plain: Option<bool>,
         reference: &Reference,
         login: Login,
         option: &'static str,
@@ -299,7 +299,7 @@ impl Endpoint {
         };
         let secure = make("https")?;
         // What is on this host needs no encryption, and seldom has any.
-        let plain = plain || is_loopback(&secure);
+        let plain = plain.unwrap_or_else(|| is_loopback(&secure));
         let base = if plain { make("http")? } else { secure };
         Ok(Endpoint { base, name: address.to_owned(), plain, login })
     }

@@ -128,15 +128,9 @@ pub(super) fn unpack(job: &Job<'_>, pieces: &mut dyn Pieces, work: &Work) -> Res
 }
 
 /// Unpacks and publishes.
-pub(super) fn into_layer(
-    job: &Job<'_>,
-    pieces: &mut dyn Pieces,
-    work: Work,
-) -> Result<Layer, (Failure, Work)> {
-    match unpack(job, pieces, &work) {
-        Ok((tar, index)) => work.publish(tar, index).map_err(|(error, work)| (Failure::Final(error), work)),
-        Err(failure) => Err((failure, work)),
-    }
+pub(super) fn into_layer(job: &Job<'_>, pieces: &mut dyn Pieces, work: &Work) -> Result<Layer, Failure> {
+    let (tar, index) = unpack(job, pieces, work)?;
+    Ok(work.publish(tar, index)?)
 }
 
 fn host_thread(e: io::Error) -> Error {

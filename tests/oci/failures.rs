@@ -12,10 +12,13 @@ use crate::support::proxy::{Action, Proxy, Request};
 use crate::support::registry::Registry;
 use crate::support::{client_in, note, read, root, run, scratch, text};
 
+/// Picks requests.
+type Pick = fn(&Request) -> bool;
+
 /// The first `n` of those that `which` picks are treated so, the rest go through.
 fn first(
     n: usize,
-    which: fn(&Request) -> bool,
+    which: Pick,
     treat: impl Fn() -> Action + Send + Sync + 'static,
 ) -> impl Fn(&Request) -> Action + Send + Sync + 'static {
     let seen = AtomicUsize::new(0);
@@ -202,7 +205,7 @@ fn r6_1_a_stalled_download_is_noticed() {
     assert_eq!(text(&result.unwrap()), "big");
     assert_eq!(requests.iter().rfind(|r| large(r)).unwrap().header("range"), Some("bytes=300000-"));
     // Given up in the end; likewise when a document does not come.
-    let stalled: [(fn(&Request) -> bool, usize); 2] = [(large, 0), (any, 10)];
+    let stalled: [(Pick, usize); 2] = [(large, 0), (any, 10)];
     for (which, after) in stalled {
         let rule = first(usize::MAX, which, move || Action::Stall(after));
         let (result, _) = pull(&registry, rule, |c| c.no_progress_timeout(timeout).retries(1));
@@ -239,7 +242,7 @@ fn r6_3_a_web_page_instead_of_an_answer_is_refused_by_name() {
 fn r6_6_content_that_is_not_what_its_digest_says_is_refused() {
     let registry = Registry::start();
     registry.push(&big(), "app:1");
-    let kinds: [(&str, fn(&Request) -> bool); 3] = [
+    let kinds: [(&str, Pick); 3] = [
         ("manifest", |r| r.path.contains("/manifests/")),
         ("configuration", |r| r.is_blob() && !large(r)),
         ("layer", large),

@@ -6,5 +6,9 @@ mod archives;
 mod auth;
 mod concurrency;
 mod failures;
+#[path = "../../benches/machine/pull.rs"]
+mod pull;
 mod pulls;
+mod speed;
 mod support;
+mod tls;

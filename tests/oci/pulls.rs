@@ -177,6 +177,17 @@ fn mirrors_are_asked_first_and_the_registry_if_they_fail() {
     let client = client_in(dir.path()).mirror(registry.address(), dead.address()).build().unwrap();
     assert_eq!(text(&client.pull(&format!("{}/app:2", registry.address())).unwrap()), "two");
     assert_eq!(dead.requests().len(), 2);
+
+    // A mirror that has the documents, but not the layer.
+    let layer = crate::support::images::digest(&Image::small("three").blobs()[0]);
+    registry.push(&Image::small("three"), "app:3");
+    let poor = Proxy::start(&registry.address(), move |request| match request.path.contains(&layer) {
+        true => Action::Answer(404, Vec::new(), Vec::new()),
+        false => Action::Forward,
+    });
+    let client = client_in(dir.path()).mirror(registry.address(), poor.address()).build().unwrap();
+    assert_eq!(text(&client.pull(&format!("{}/app:3", registry.address())).unwrap()), "three");
+    assert_eq!(poor.requests().len(), 3);
 }
 
 #[test]

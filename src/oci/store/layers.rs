@@ -107,14 +107,7 @@ impl Work {
     }
 
     /// Makes the tar and its index the finished layer.
-    pub(in crate::oci) fn publish(self, tar: File, index: Index) -> Result<Layer, (Error, Work)> {
-        match self.finish(tar, index) {
-            Ok(layer) => Ok(layer),
-            Err(error) => Err((error, self)),
-        }
-    }
-
-    fn finish(&self, tar: File, index: Index) -> Result<Layer, Error> {
+    pub(in crate::oci) fn publish(&self, tar: File, index: Index) -> Result<Layer, Error> {
         let draft = self.draft();
         let path = draft.join(INDEX);
         let write = || {

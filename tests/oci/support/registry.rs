@@ -15,7 +15,7 @@ const HTPASSWD: &str = "ali:$2b$04$ijfAkQao1lnYlw7uuj66SuAUXtZImy8DKoYA7PwKgRkGF
 
 pub(crate) struct Registry {
     child: Child,
-    dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
     port: u16,
     login: bool,
 }
@@ -73,7 +73,7 @@ impl Registry {
                 return None;
             }
             if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                return Some(Registry { child, dir, port, login });
+                return Some(Registry { child, _dir: dir, port, login });
             }
             assert!(Instant::now() < deadline, "docker-registry does not listen");
             std::thread::sleep(Duration::from_millis(10));
@@ -106,13 +106,6 @@ impl Registry {
         arguments.extend([from.as_str(), to.as_str()]);
         run("skopeo", &arguments);
         reference
-    }
-
-    /// The file that the registry keeps a blob in.
-    pub(crate) fn blob(&self, digest: &str) -> std::path::PathBuf {
-        let hex = digest.strip_prefix("sha256:").expect("sha256");
-        let place = format!("data/docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]);
-        self.dir.path().join(place)
     }
 }
 
