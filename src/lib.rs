@@ -59,6 +59,7 @@
 //! | layer | modules |
 //! |---|---|
 //! | 5 what callers write | [`instance`], [`process`] |
+//! | 4 where machines come from | [`oci`]: images, registries, the store of layers |
 //! | 3 the running computer | [`machine`]: board, run loop, boot; the host's end of the guest protocol |
 //! | 2 hardware the guest sees | [`chipset`]: bus, interrupt controllers, timers, serial port; [`virtio`]: console, sockets, entropy |
 //! | 1 processors | [`hypervisor`]: the interface of all backends, and the software CPU |
