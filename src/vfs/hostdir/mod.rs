@@ -9,11 +9,13 @@
 //! `read_only` is enforced here. Device nodes cannot be made, and of the extended attributes only `user.` and POSIX
 //! ACLs are served. Needs `/proc` for what has no call by descriptor.
 
+mod list;
 mod nodes;
 mod ops;
 mod owner;
 #[cfg(test)]
 mod tests;
+mod xattrs;
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -14,23 +14,31 @@
 
 mod acl;
 mod below;
+mod chunk;
 mod data;
 #[cfg(target_os = "linux")]
 mod directory;
 #[cfg(not(target_os = "linux"))]
 #[path = "no_directory.rs"]
 mod directory;
+#[cfg(all(test, target_os = "linux"))]
+mod directory_tests;
 mod export;
 #[cfg(test)]
 mod export_tests;
+mod list;
 mod lower;
+mod make;
 mod node;
 mod ops;
+mod rename;
+mod source;
 mod store;
 mod tar_writer;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod xattrs;
 
 pub use store::Limits;
 
@@ -119,5 +127,13 @@ impl Overlay {
     pub fn memory(limits: Limits) -> Overlay {
         let tree = RwLock::new(Tree::empty());
         Overlay { below: Below::Layers(Box::default()), store: Store::new(limits), tree }
+    }
+}
+
+#[cfg(test)]
+impl Overlay {
+    /// Pages, inodes and nodes looked up: what must be back to the start when all is removed and forgotten.
+    pub(super) fn usage(&self) -> (u64, u64) {
+        (self.store.pages(), self.store.inodes())
     }
 }
