@@ -150,13 +150,14 @@ impl Stream {
         if self.ended || !(1..=64).contains(&signal) {
             return;
         }
+        // A shell gives each of its jobs a group; the kernel would only hang up on the one in front. The
+        // terminal forgets which that is as soon as its session ends.
+        let terminal = self.terminal.as_ref().filter(|_| signal == sys::SIGKILL);
+        let foreground = terminal.and_then(Terminal::foreground);
         if self.group == self.pid {
             let _ = sys::kill(-self.group, signal);
         }
-        // A shell gives each of its jobs a group; the kernel would only hang up on the one in front.
-        if signal == sys::SIGKILL
-            && let Some(group) = self.terminal.as_ref().and_then(Terminal::foreground)
-        {
+        if let Some(group) = foreground {
             let _ = sys::kill(-group, signal);
         }
         if self.group != self.pid || sys::getpgid(self.pid) != Ok(self.group) {
