@@ -64,7 +64,7 @@
 //! | 2 hardware the guest sees | [`chipset`]: bus, interrupt controllers, timers, serial port; [`virtio`]: console, sockets, entropy |
 //! | 1 processors | [`hypervisor`]: the interface of all backends, and the software CPU |
 //! | 1 files | [`vfs`]: layers of tar files, an overlay, memory, a host directory; not in a machine yet |
-//! | 0 ground | [`arch`]: processor state; [`memory`]: guest RAM; [`sys`]: the host's clock, entropy, memory |
+//! | 0 ground | [`arch`]: processor state; [`memory`]: guest RAM; [`state`]: saved state; [`sys`]: the host's clock, entropy, memory |
 //!
 //! A call goes down: `process` writes a message for the program that is PID 1 in the guest, and the
 //! message travels through a virtual socket. A guest's access to a device comes up, from the
@@ -87,6 +87,7 @@ pub mod machine;
 pub mod memory;
 pub mod oci;
 pub mod process;
+pub mod state;
 pub mod sys;
 pub mod vfs;
 pub mod virtio;
