@@ -56,3 +56,10 @@ pub enum StateError {
     #[error("saved state is too large")]
     TooLarge,
 }
+
+impl StateError {
+    /// [`StateError::Invalid`] unless `valid`.
+    pub(crate) fn unless(valid: bool, what: &'static str) -> Result<(), Self> {
+        if valid { Ok(()) } else { Err(Self::Invalid { what }) }
+    }
+}
