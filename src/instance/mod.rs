@@ -11,6 +11,7 @@ mod mount;
 mod progress;
 mod root;
 mod source;
+mod start;
 
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
@@ -50,8 +51,10 @@ pub struct Timing {
     pub fetch: Duration,
     /// Writing the initial file system, making the machine, laying the kernel into its RAM.
     pub load: Duration,
-    /// From the first instruction until the agent answered.
+    /// From the first instruction until commands could run.
     pub boot: Duration,
+    /// Whether the machine was restored from a snapshot of an earlier boot.
+    pub restored: bool,
 }
 
 /// A running machine.

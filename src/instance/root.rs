@@ -73,8 +73,17 @@ impl Root {
         }
     }
 
-    /// Has the guest mount them and live in the root.
-    pub(super) fn enter(&self, client: &Client) -> io::Result<()> {
+    /// Has the guest mount them and live in the root. A guest that was `restored` first forgets what all that were
+    /// restored from the same snapshot have in common: its random numbers and its time.
+    pub(super) fn enter(&self, client: &Client, restored: bool) -> io::Result<()> {
+        if restored {
+            let mut seed = [0; 256];
+            if !crate::sys::random::fill(&mut seed) {
+                return Err(io::Error::other("the host has no random numbers"));
+            }
+            client.reseed(&seed)?;
+            client.set_time(std::time::SystemTime::now())?;
+        }
         let tag = CString::new(ROOT).unwrap_or_default();
         let name = self.hostname.to_string_lossy();
         let hosts =

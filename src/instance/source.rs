@@ -63,7 +63,8 @@ impl Source {
     /// [`Error::Root`] when it is no directory that can be read.
     pub fn directory(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        let failed = |e| Error::Root { what: format!("the directory {}", path.display()), source: Box::new(e) };
+        let failed =
+            |e| Error::Root { what: format!("the directory {}", path.display()), source: Box::new(e) };
         // A relative path must mean the same when a machine starts.
         let path = std::path::absolute(path).map_err(failed)?;
         std::fs::read_dir(&path).map_err(failed)?;

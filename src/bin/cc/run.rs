@@ -134,7 +134,8 @@ fn source(name: &str, registry: &RegistryArgs) -> Result<Source, Failure> {
 
 pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let usage = |text: String| Failure::new(USAGE, text);
-    let mounts: Result<Vec<Mount>, String> = args.mount.iter().enumerate().map(|(n, m)| mount(m, n)).collect();
+    let mounts: Result<Vec<Mount>, String> =
+        args.mount.iter().enumerate().map(|(n, m)| mount(m, n)).collect();
     let mounts = mounts.map_err(usage)?;
     let source = source(args.image.as_deref().unwrap_or_default(), &args.registry)?;
 
