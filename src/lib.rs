@@ -92,4 +92,4 @@ pub mod sys;
 pub mod vfs;
 pub mod virtio;
 
-pub use instance::{Backend, Error, Instance, InstanceBuilder, Mount, Source, Timing};
+pub use instance::{Backend, Error, Instance, InstanceBuilder, Mount, Snapshot, Source, Timing};

@@ -10,6 +10,7 @@ mod error;
 mod mount;
 mod progress;
 mod root;
+mod snapshot;
 mod source;
 mod start;
 
@@ -22,6 +23,7 @@ pub use builder::InstanceBuilder;
 pub use error::Error;
 pub use mount::Mount;
 pub use progress::Progress;
+pub use snapshot::Snapshot;
 pub use source::Source;
 
 use crate::agent::{self, Client};

@@ -4,11 +4,13 @@
 //! only ever a shortcut: whatever is wrong with it, the machine boots.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::builder::InstanceBuilder;
 use super::defaults::defaults;
 use super::root::Root;
+use super::source::Kind;
 use super::{Error, Instance, Timing};
 use crate::agent::{self, Client};
 use crate::machine::boot::cmdline::{CommandLine, Console as KernelConsole};
@@ -19,6 +21,7 @@ use crate::machine::snapshot::{self, Key, KeyBuilder, SnapshotError, Store};
 use crate::machine::{Board, BoardConfig, Console, Ending, Machine, MachineError, PowerSwitch};
 use crate::memory::GuestRam;
 use crate::sys::cache_dir;
+use crate::virtio::fs::FsHost;
 use crate::virtio::vsock::VsockListener;
 
 /// The modules that every machine's kernel needs, where they are not built in.
@@ -31,7 +34,7 @@ const GUEST_CID: u32 = 3;
 /// How long an agent that has connected may take to greet.
 const GREETING: Duration = Duration::from_secs(60);
 /// A restored agent that has not come back by then never will: the machine boots instead.
-const RETURN: Duration = Duration::from_secs(20);
+pub(super) const RETURN: Duration = Duration::from_secs(20);
 
 /// What boot and restore have in common.
 struct Plan<'a> {
@@ -43,8 +46,8 @@ struct Plan<'a> {
 }
 
 /// A machine that runs, and where its agent will call.
-struct Running {
-    machine: Machine,
+pub(super) struct Running {
+    pub(super) machine: Machine,
     listener: VsockListener,
 }
 
@@ -53,6 +56,10 @@ pub(super) fn start(mut builder: InstanceBuilder) -> Result<Instance, Error> {
         return Err(Error::HypervisorUnavailable {
             reason: "this version runs on the software CPU only".into(),
         });
+    }
+    if let Kind::Snapshot(snapshot) = &builder.source.kind {
+        let snapshot = snapshot.clone();
+        return snapshot.start(builder);
     }
     let memory = memory_bytes(builder.memory_mb)?;
     let defaults = defaults(builder.source.config(), &builder.overrides);
@@ -86,14 +93,7 @@ pub(super) fn start(mut builder: InstanceBuilder) -> Result<Instance, Error> {
             (running.machine, client, started - begin, started)
         }
     };
-    let told = client.clone();
-    machine.on_end(move |ending| {
-        let kind = match ending {
-            Ending::Timeout => std::io::ErrorKind::TimedOut,
-            _ => std::io::ErrorKind::NotConnected,
-        };
-        told.set_cause(kind, ending.to_string());
-    });
+    tell_end(&machine, &client);
     root.enter(&client, was_restored).map_err(|e| fail(&machine, e, lifetime))?;
     let timing = Timing { fetch, load, boot: started.elapsed(), restored: was_restored };
     tracing::debug!(?timing, release = kernel.release, "machine started");
@@ -126,14 +126,26 @@ fn leave(store: &Store, key: &Key, machine: &Machine) {
     }
 }
 
-fn fail(machine: &Machine, source: std::io::Error, lifetime: Option<Duration>) -> Error {
+/// Has everything that waits on the guest told why the machine ended.
+pub(super) fn tell_end(machine: &Machine, client: &Arc<Client>) {
+    let told = client.clone();
+    machine.on_end(move |ending| {
+        let kind = match ending {
+            Ending::Timeout => std::io::ErrorKind::TimedOut,
+            _ => std::io::ErrorKind::NotConnected,
+        };
+        told.set_cause(kind, ending.to_string());
+    });
+}
+
+pub(super) fn fail(machine: &Machine, source: std::io::Error, lifetime: Option<Duration>) -> Error {
     match machine.wait(Some(Duration::ZERO)) {
         Some(ending) => Error::from_ending(ending, machine.console().tail(), lifetime),
         None => Error::Host { what: "connecting to the guest's agent", source },
     }
 }
 
-type Started = (Machine, std::sync::Arc<Client>, Duration, Instant);
+type Started = (Machine, Arc<Client>, Duration, Instant);
 
 impl Plan<'_> {
     /// What makes this machine another machine, before it has a root.
@@ -190,20 +202,12 @@ impl Plan<'_> {
     }
 
     fn restore(&mut self, restored: snapshot::Restored) -> Result<Running, SnapshotError> {
-        let (board, console, power) = self.board(restored.ram.clone())?;
-        let listener = listen(&board).map_err(MachineError::Host)?;
-        let vcpu = restored.vcpu().clone();
-        let mut applied = Ok(());
-        let prepare = |board: &Board| {
-            applied = restored.apply(board);
-            match applied {
-                Ok(()) => Ok(()),
-                Err(_) => Err(MachineError::Host(std::io::ErrorKind::InvalidData.into())),
-            }
+        let root = self.root;
+        let serve = |devices: &[FsHost]| {
+            root.serve(devices);
+            Ok(())
         };
-        let started = Machine::start(board, &vcpu, console, &power, self.builder.timeout, prepare);
-        applied?;
-        Ok(Running { machine: started?, listener })
+        restore(self.builder, restored, root.tags(), serve)
     }
 
     fn boot(&mut self) -> Result<Running, Error> {
@@ -212,7 +216,8 @@ impl Plan<'_> {
             initramfs::Contents { agent: agent::BINARY, release: &self.kernel.release, modules: &modules };
         let initramfs = initramfs::build(&contents)?;
         let ram = GuestRam::new(self.memory).map_err(MachineError::from)?;
-        let (board, console, power) = self.board(ram)?;
+        let (board, console, power) = board(self.builder, ram, self.root.tags())?;
+        self.root.serve(board.file_systems());
         let state = loader::load(
             board.ram(),
             &loader::Boot {
@@ -227,29 +232,53 @@ impl Plan<'_> {
         let machine = Machine::start(board, &state, console, &power, self.builder.timeout, |_| Ok(()))?;
         Ok(Running { machine, listener })
     }
+}
 
-    fn board(
-        &mut self,
-        ram: std::sync::Arc<GuestRam>,
-    ) -> Result<(Board, Console, PowerSwitch), MachineError> {
-        let console = Console::new();
-        let power = PowerSwitch::default();
-        let output = match self.builder.console.take() {
-            None if self.builder.dmesg => Some(Box::new(std::io::stderr()) as Box<dyn Write + Send>),
-            given => given,
-        };
-        let board = Board::new(BoardConfig {
-            ram,
-            cpus: 1,
-            guest_cid: GUEST_CID,
-            serial: console.writer(output),
-            console: Box::new(std::io::sink()),
-            file_systems: self.root.tags(),
-            power: power.callback(),
-        })?;
-        self.root.serve(board.file_systems());
-        Ok((board, console, power))
-    }
+fn board(
+    builder: &mut InstanceBuilder,
+    ram: Arc<GuestRam>,
+    file_systems: Vec<String>,
+) -> Result<(Board, Console, PowerSwitch), MachineError> {
+    let console = Console::new();
+    let power = PowerSwitch::default();
+    let output = match builder.console.take() {
+        None if builder.dmesg => Some(Box::new(std::io::stderr()) as Box<dyn Write + Send>),
+        given => given,
+    };
+    let board = Board::new(BoardConfig {
+        ram,
+        cpus: 1,
+        guest_cid: GUEST_CID,
+        serial: console.writer(output),
+        console: Box::new(std::io::sink()),
+        file_systems,
+        power: power.callback(),
+    })?;
+    Ok((board, console, power))
+}
+
+/// Makes a machine of `restored` with these file systems, which `serve` puts behind their devices, and lets it run.
+pub(super) fn restore(
+    builder: &mut InstanceBuilder,
+    restored: snapshot::Restored,
+    file_systems: Vec<String>,
+    serve: impl FnOnce(&[FsHost]) -> std::io::Result<()>,
+) -> Result<Running, SnapshotError> {
+    let (board, console, power) = board(builder, restored.ram.clone(), file_systems)?;
+    let listener = listen(&board).map_err(MachineError::Host)?;
+    let vcpu = restored.vcpu().clone();
+    let mut applied = Ok(());
+    let prepare = |board: &Board| {
+        serve(board.file_systems())?;
+        applied = restored.apply(board);
+        match applied {
+            Ok(()) => Ok(()),
+            Err(_) => Err(MachineError::Host(std::io::ErrorKind::InvalidData.into())),
+        }
+    };
+    let started = Machine::start(board, &vcpu, console, &power, builder.timeout, prepare);
+    applied?;
+    Ok(Running { machine: started?, listener })
 }
 
 /// The listener is there before the guest can connect.
@@ -259,11 +288,11 @@ fn listen(board: &Board) -> std::io::Result<VsockListener> {
 
 impl Running {
     /// Waits for the agent, at most `timeout`, and greets it.
-    fn client(
+    pub(super) fn client(
         &self,
         timeout: Option<Duration>,
         lifetime: Option<Duration>,
-    ) -> Result<std::sync::Arc<Client>, Error> {
+    ) -> Result<Arc<Client>, Error> {
         let failed = |e| fail(&self.machine, e, lifetime);
         let stream = self.listener.accept(timeout).map_err(failed)?;
         let reader = stream.try_clone().map_err(failed)?;

@@ -86,6 +86,7 @@ pub struct Board {
     pub(super) pit: Arc<Pit>,
     pub(super) rtc: Arc<Rtc>,
     device_names: Vec<String>,
+    file_system_tags: Vec<String>,
     pub(super) virtio: Vec<Arc<VirtioMmio>>,
     vsock: VsockHost,
     file_systems: Vec<FsHost>,
@@ -154,6 +155,7 @@ impl Board {
             pit,
             rtc,
             device_names,
+            file_system_tags: config.file_systems,
             virtio,
             vsock: host,
             file_systems,
@@ -178,6 +180,11 @@ impl Board {
     /// Guest RAM.
     pub fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
+    }
+
+    /// The tags of the file-system devices.
+    pub fn file_system_tags(&self) -> &[String] {
+        &self.file_system_tags
     }
 
     /// The host's side of each file-system device, in the order of [`BoardConfig::file_systems`].

@@ -272,6 +272,11 @@ impl Machine {
         self.board.timers.clock_changed();
     }
 
+    /// Whether somebody has paused it.
+    pub fn is_paused(&self) -> bool {
+        self.control.lock().wanted == Wanted::Pause
+    }
+
     /// Has the machine stand still for as long as the value lives; then it goes on if it ran before. `None` when it has
     /// ended.
     pub fn freeze(&self) -> Option<Frozen<'_>> {

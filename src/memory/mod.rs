@@ -99,6 +99,14 @@ impl GuestRam {
         Ok(Arc::new(Self { memory, file, code, bytes }))
     }
 
+    /// An empty file of `bytes` in memory that is gone with its last user, such as [`GuestRam::copy_on_write`] maps.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn file_without_name(bytes: u64) -> std::io::Result<File> {
+        memfd(bytes)
+    }
+
     /// vm-memory's view.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory

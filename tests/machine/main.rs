@@ -10,4 +10,5 @@ mod floods;
 mod kernels;
 mod lifetime;
 mod programs;
+mod snapshots;
 mod support;

@@ -1,10 +1,12 @@
 //! Writing a machine that stands still.
 
+use std::fs::File;
+
 use super::store::Draft;
 use super::{CPU_MODEL, SnapshotError, memory};
-use crate::machine::Machine;
+use crate::machine::{Frozen, Machine};
 use crate::state::container::Writer;
-use crate::state::{self};
+use crate::state;
 use crate::sys::clock::wall_clock_ns;
 
 /// Writes `machine` into `draft`. The machine stands still meanwhile and runs on as before, paused or not.
@@ -13,6 +15,17 @@ use crate::sys::clock::wall_clock_ns;
 /// [`SnapshotError::NotReady`] for a machine that has ended, [`SnapshotError::Io`] from the host's disk.
 pub fn capture(machine: &Machine, draft: &Draft) -> Result<(), SnapshotError> {
     let frozen = machine.freeze().ok_or(SnapshotError::NotReady("it has ended"))?;
+    let file = draft.create("memory")?;
+    let state = write(machine, &frozen, &file)?;
+    drop(frozen);
+    draft.write("state", &state)
+}
+
+/// Writes the memory of `machine`, which stands still, into the empty `file`, and gives all else.
+///
+/// # Errors
+/// As [`capture`].
+pub fn write(machine: &Machine, frozen: &Frozen<'_>, file: &File) -> Result<Vec<u8>, SnapshotError> {
     let board = machine.board();
     let vcpu = frozen.vcpu().ok_or(SnapshotError::NotReady("its processor has no state"))?;
     let mut out = Writer::new();
@@ -40,9 +53,7 @@ pub fn capture(machine: &Machine, draft: &Draft) -> Result<(), SnapshotError> {
     for (n, transport) in (0..).zip(&board.virtio) {
         out.put(n, &state::VirtioTransport::from(&transport.state()))?;
     }
-    let file = draft.create("memory")?;
-    let map = memory::write(board.ram(), &file).map_err(SnapshotError::io("write the memory"))?;
-    drop(frozen);
+    let map = memory::write(board.ram(), file).map_err(SnapshotError::io("write the memory"))?;
     out.put(0, &map)?;
-    draft.write("state", &out.finish())
+    Ok(out.finish())
 }

@@ -19,8 +19,8 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use capture::capture;
-pub use restore::{Restored, restore};
+pub use capture::{capture, write};
+pub use restore::{Restored, reopen, restore};
 pub use store::{Key, KeyBuilder, Place, Store};
 
 use crate::state::StateError;

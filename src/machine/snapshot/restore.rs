@@ -36,8 +36,21 @@ struct Parts {
 /// # Errors
 /// [`SnapshotError`] for whatever is not as it was written.
 pub fn restore(place: &Place, memory: u64) -> Result<Restored, SnapshotError> {
-    let bytes = place.read("state")?;
-    let mut reader = Reader::parse(&bytes)?;
+    let (restored, map) = open(&place.read("state")?, place.open("memory")?, memory)?;
+    memory::verify(restored.ram.file(), &map, memory)?;
+    Ok(restored)
+}
+
+/// As [`restore`], of what this process wrote with [`super::write`] and nobody else could change.
+///
+/// # Errors
+/// As [`restore`].
+pub fn reopen(state: &[u8], file: File, memory: u64) -> Result<Restored, SnapshotError> {
+    open(state, file, memory).map(|(restored, _)| restored)
+}
+
+fn open(bytes: &[u8], file: File, memory: u64) -> Result<(Restored, memory::Memory), SnapshotError> {
+    let mut reader = Reader::parse(bytes)?;
     let machine: state::Machine = reader.take(0)?;
     if machine.memory != memory || machine.cpus != 1 || machine.cpu_model != CPU_MODEL {
         let found = format!("{} bytes, {} × {}", machine.memory, machine.cpus, machine.cpu_model);
@@ -64,10 +77,12 @@ pub fn restore(place: &Place, memory: u64) -> Result<Restored, SnapshotError> {
         machine,
     };
     reader.finish()?;
-    let file: File = place.open("memory")?;
-    memory::verify(&file, &map, memory)?;
+    // A shorter file would end the process at the first access beyond its end.
+    if file.metadata().map_err(SnapshotError::io("read the saved memory"))?.len() != memory {
+        return Err(SnapshotError::Memory("it has another size"));
+    }
     let ram = GuestRam::copy_on_write(file, memory).map_err(MachineError::from)?;
-    Ok(Restored { ram, parts })
+    Ok((Restored { ram, parts }, map))
 }
 
 impl Restored {
