@@ -100,6 +100,9 @@ impl TryFrom<saved::Lapic> for LapicState {
         let check = |valid: bool, what| StateError::unless(valid, what);
         check(id < saved::Machine::MAX_CPUS, "local APIC's id")?;
         check(base & !base_known == 0 && (enabled || !x2apic), "local APIC's base")?;
+        // The first one is the boot processor's, and the PIC leads to no other.
+        let boot = base & spec::BASE_BSP != 0;
+        check(boot == (id == 0) && (boot || !lint0), "local APIC of the boot processor")?;
         check(tpr <= 0xff, "local APIC's task priority")?;
         check(ldr & 0x00ff_ffff == 0 && dfr | 0xf000_0000 == u32::MAX, "local APIC's logical destination")?;
         check(svr <= 0x1ff, "local APIC's spurious vector")?;
