@@ -43,7 +43,8 @@ impl Saved for Machine {
         let name = |name: &String| {
             !name.is_empty() && name.len() <= Self::MAX_NAME && !name.chars().any(char::is_control)
         };
-        let what = if self.memory == 0 || self.memory > Self::MAX_MEMORY || self.memory % 4096 != 0 {
+        let what = if self.memory == 0 || self.memory > Self::MAX_MEMORY || !self.memory.is_multiple_of(4096)
+        {
             "memory of the machine"
         } else if self.cpus == 0 || self.cpus > Self::MAX_CPUS {
             "number of vCPUs"

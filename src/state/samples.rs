@@ -102,7 +102,7 @@ pub(crate) fn lapic() -> Lapic {
 }
 
 pub(crate) fn ioapic() -> IoApic {
-    let mut redirection = std::array::from_fn(|n| 0x0001_0000 | 0x30 + n as u64);
+    let mut redirection = std::array::from_fn(|n| 0x0001_0030 + n as u64);
     redirection[5] = 0x0300_0000_0000_c831;
     IoApic { select: 0x1a, id: 0x0100_0000, redirection, lines: 0x20 }
 }

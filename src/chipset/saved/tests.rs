@@ -283,9 +283,11 @@ fn the_samples_are_accepted() {
     assert!(there_and_back::<_, UartState>(&samples::uart()).is_ok());
 }
 
+type Spoil<S> = fn(&mut S);
+
 /// Behind a checksum that is right, `spoil` makes of a good value one that is refused, and for
 /// what it names.
-fn refuse<S, R>(good: fn() -> S, spoil: fn(&mut S), why: &str)
+fn refuse<S, R>(good: fn() -> S, spoil: Spoil<S>, why: &str)
 where
     S: Saved + PartialEq + std::fmt::Debug + for<'a> From<&'a R>,
     R: TryFrom<S, Error = StateError> + std::fmt::Debug,
@@ -301,7 +303,7 @@ where
 
 #[test]
 fn lapics_that_cannot_be_are_refused() {
-    let bad: [(fn(&mut saved::Lapic), &str); 22] = [
+    let bad: [(Spoil<saved::Lapic>, &str); 22] = [
         (|s| s.id = 255, "local APIC's id"),
         (|s| s.base |= 1 << 9, "local APIC's base"),
         (|s| s.base |= 1 << 52, "local APIC's base"),
@@ -334,7 +336,7 @@ fn lapics_that_cannot_be_are_refused() {
 
 #[test]
 fn ioapics_that_cannot_be_are_refused() {
-    let bad: [(fn(&mut saved::IoApic), &str); 5] = [
+    let bad: [(Spoil<saved::IoApic>, &str); 5] = [
         (|s| s.id |= 1, "IOAPIC's id"),
         (|s| s.redirection[0] |= 1 << 12, "IOAPIC's redirection entries"),
         (|s| s.redirection[23] |= 1 << 20, "IOAPIC's redirection entries"),
@@ -348,7 +350,7 @@ fn ioapics_that_cannot_be_are_refused() {
 
 #[test]
 fn pics_that_cannot_be_are_refused() {
-    let bad: [(fn(&mut saved::Pic), &str); 9] = [
+    let bad: [(Spoil<saved::Pic>, &str); 9] = [
         (|s| s.chips[1].awaited_icw = 1, "PIC's initialisation"),
         (|s| s.chips[0].awaited_icw = 255, "PIC's initialisation"),
         (|s| s.chips[1].awaited_icw = 3, "PIC's initialisation"),
@@ -366,7 +368,7 @@ fn pics_that_cannot_be_are_refused() {
 
 #[test]
 fn interval_timers_that_cannot_be_are_refused() {
-    let bad: [(fn(&mut saved::Pit), &str); 14] = [
+    let bad: [(Spoil<saved::Pit>, &str); 14] = [
         (|s| s.channels[0].access = 0, "interval timer's access mode"),
         (|s| s.channels[1].access = 4, "interval timer's access mode"),
         (|s| s.channels[0].mode = 6, "interval timer's mode"),
@@ -389,7 +391,7 @@ fn interval_timers_that_cannot_be_are_refused() {
 
 #[test]
 fn clocks_that_cannot_be_are_refused() {
-    let bad: [(fn(&mut saved::Rtc), &str); 8] = [
+    let bad: [(Spoil<saved::Rtc>, &str); 8] = [
         (|s| s.index = 0x80, "clock's index"),
         (|s| s.flags = 0x80, "clock's flags"),
         (|s| s.flags = 1, "clock's flags"),
@@ -408,7 +410,7 @@ fn clocks_that_cannot_be_are_refused() {
 
 #[test]
 fn serial_ports_that_cannot_be_are_refused() {
-    let bad: [(fn(&mut saved::Uart), &str); 7] = [
+    let bad: [(Spoil<saved::Uart>, &str); 7] = [
         (|s| s.fifo = vec![0; 65], "length of the serial port's FIFO"),
         (|s| s.input = vec![0; uart::INPUT_CAPACITY + 1], "length of the serial port's input"),
         (|s| s.interrupt_enable = 0x10, "serial port's interrupt enable register"),

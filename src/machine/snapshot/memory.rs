@@ -37,6 +37,8 @@ pub(super) struct Memory {
 impl Saved for Memory {
     const KIND: u16 = 64;
     const VERSION: u16 = 1;
+    /// An extent takes some twelve bytes, and a machine with much memory has many.
+    const MAX_BYTES: usize = 48 << 20;
 }
 
 /// Writes what is in `ram` into the empty `file`.

@@ -59,7 +59,11 @@ fn open(bytes: &[u8], file: File, memory: u64) -> Result<(Restored, memory::Memo
     let map: memory::Memory = reader.take(0)?;
     let pic = reader.take::<state::Pic>(0)?.try_into()?;
     let ioapic = reader.take::<state::IoApic>(0)?.try_into()?;
-    let lapics = vec![reader.take::<state::Lapic>(0)?.try_into()?];
+    let lapic: crate::chipset::lapic::LapicState = reader.take::<state::Lapic>(0)?.try_into()?;
+    if lapic.id != 0 {
+        return Err(StateError::Invalid { what: "local APIC of another processor" }.into());
+    }
+    let lapics = vec![lapic];
     let virtio: Result<Vec<_>, StateError> = (0..machine.devices.len())
         .map(|n| {
             u16::try_from(n)
