@@ -136,7 +136,8 @@ impl FileSystem for HostDir {
         // An owner kept in memory goes with the file, not with the node.
         if let Some(key) = gone.filter(|_| !lock(&self.owners).is_empty()) {
             let removed = dropped.iter().any(|fd| stat(&**fd).is_ok_and(|s| s.stx_nlink == 0));
-            if removed {
+            // A fork that knows the removed file still has its descriptor.
+            if removed && dropped.iter().all(|fd| Arc::strong_count(fd) == 1) {
                 lock(&self.owners).remove(&key);
             }
         }
@@ -415,6 +416,10 @@ impl FileSystem for HostDir {
             self.kill_set_id(&*file)?;
         }
         Ok(n)
+    }
+
+    fn fork(&self) -> Result<Arc<dyn FileSystem>> {
+        Ok(Arc::new(self.duplicate()))
     }
 
     fn fsync(&self, node: NodeId, handle: Handle, datasync: bool) -> Result<()> {

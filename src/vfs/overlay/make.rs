@@ -52,8 +52,10 @@ impl Overlay {
         let ino = tree.add(&self.store, node)?;
         let bytes = acls.iter().map(|(n, v)| (n.len() + v.len()) as u64).sum();
         let named = self.store.take_metadata(bytes).and_then(|()| {
-            if let Xattrs::Own(own) = &mut tree.get_mut(ino)?.xattrs {
-                own.extend(acls.into_iter().map(|(n, v)| (n.into(), v.into())));
+            if let Xattrs::Own(own) = &mut tree.get_mut(ino)?.xattrs
+                && !acls.is_empty()
+            {
+                own.edit().extend(acls.into_iter().map(|(n, v)| (n.into(), v.into())));
             }
             tree.put_name(&self.store, parent.0, &name, ino, kind)
         });

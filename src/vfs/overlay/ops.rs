@@ -1,6 +1,6 @@
 //! The operations of the overlay.
 
-use std::sync::{PoisonError, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
 use super::below::LowerDir;
 use super::data::{Data, MAX_SIZE, PAGE};
@@ -360,6 +360,10 @@ impl FileSystem for Overlay {
         let n =
             self.change(node, kill_suidgid, |data| data.write(offset, size.into(), source, &self.store))?;
         usize::try_from(n).map_err(|_| Errno::EIO)
+    }
+
+    fn fork(&self) -> Result<Arc<dyn FileSystem>> {
+        Ok(Arc::new(self.duplicate()))
     }
 
     fn fsync(&self, node: NodeId, _: Handle, _: bool) -> Result<()> {

@@ -1,7 +1,6 @@
 //! What a node takes from below: how it is made of a layer's file or a host's, and its attributes until they are its own.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -10,6 +9,7 @@ use super::data::{Data, Lower, LowerFile};
 use super::directory::HostNode;
 use super::lower::{Lowers, Merged};
 use super::node::{Body, Dir, Node, XattrMap, Xattrs};
+use super::shared::SharedMap;
 use super::store::Store;
 use crate::vfs::{Attr, Errno, FileType, Result, Time};
 
@@ -51,10 +51,10 @@ impl Node {
         if !matches!(self.xattrs, Xattrs::Own(_)) {
             let own = self.all_xattrs(below)?.into_owned();
             store.take_metadata(own.iter().map(|(n, v)| (n.len() + v.len()) as u64).sum())?;
-            self.xattrs = Xattrs::Own(own);
+            self.xattrs = Xattrs::Own(own.into());
         }
         match &mut self.xattrs {
-            Xattrs::Own(own) => Ok(own),
+            Xattrs::Own(own) => Ok(own.edit()),
             _ => Err(Errno::EIO),
         }
     }
@@ -129,7 +129,7 @@ pub(super) fn new_node(mode: u32, uid: u32, gid: u32, nlink: u32, body: Body) ->
         ctime: now,
         lookups: AtomicU64::new(0),
         dirty: true,
-        xattrs: Xattrs::Own(BTreeMap::new()),
+        xattrs: Xattrs::Own(SharedMap::default()),
         host: None,
         body,
     }

@@ -14,7 +14,7 @@ use crate::vfs::{Entry, Errno, FileType, NodeId, Result, Time, mode};
 /// Over layers, nothing changes behind the one client's back.
 const TTL: Duration = Duration::from_secs(3600);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Tree {
     nodes: HashMap<u64, Node>,
     next: u64,
@@ -200,6 +200,13 @@ impl Tree {
         before.is_ok_and(|before| before <= count) && (!node.dirty || node.nlink == 0)
     }
 
+    /// Drops all nodes that nobody looks at and nothing needs.
+    pub(super) fn sweep(&mut self, store: &Store) {
+        let unused: Vec<u64> =
+            self.nodes.iter().filter(|(_, node)| node.unused()).map(|(&ino, _)| ino).collect();
+        unused.into_iter().for_each(|ino| self.drop_unused(store, ino));
+    }
+
     /// Drops a node that nobody looks at, when it is as in the layer or has no name left.
     pub(super) fn drop_unused(&mut self, store: &Store, ino: u64) {
         // A loop, not a recursion: a directory that goes may have been the last reason to keep its parent.
@@ -211,11 +218,7 @@ impl Tree {
 
     /// Gives the parent, which may have to go as well.
     fn drop_one(&mut self, store: &Store, ino: u64) -> Option<u64> {
-        let unused = |node: &Node| {
-            let needed = matches!(&node.body, Body::Dir(dir) if dir.children > 0);
-            !needed && node.lookups.load(Ordering::Relaxed) == 0 && (!node.dirty || node.nlink == 0)
-        };
-        if ino == NodeId::ROOT.0 || !self.nodes.get(&ino).is_some_and(unused) {
+        if ino == NodeId::ROOT.0 || !self.nodes.get(&ino).is_some_and(Node::unused) {
             return None;
         }
         let mut node = self.nodes.remove(&ino)?;
