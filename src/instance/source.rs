@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Error, Snapshot};
 use super::progress::Sink;
+use super::{Error, Snapshot};
 use crate::machine::boot::provider::Provider;
 use crate::machine::boot::userland;
 use crate::machine::snapshot::SnapshotError;

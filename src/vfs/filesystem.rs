@@ -48,16 +48,6 @@ pub trait DirSink {
 /// a change of what is read-only, `EIO` or the host's own error when the medium fails. No operation panics or
 /// blocks beyond the host's own disk I/O, whatever the arguments.
 pub trait FileSystem: Send + Sync {
-    /// An independent file system that is as this one is at this moment, for a client that was cloned: same nodes,
-    /// lookup counts, handles and cookies. Later changes of either do not show in the other, unless both serve the
-    /// same directory of the host.
-    ///
-    /// # Errors
-    /// `EOPNOTSUPP` where that cannot be.
-    fn fork(&self) -> Result<std::sync::Arc<dyn FileSystem>> {
-        Err(Errno::EOPNOTSUPP)
-    }
-
     /// Finds `name` in the directory `parent` and takes a lookup count.
     ///
     /// # Errors

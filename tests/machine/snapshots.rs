@@ -205,5 +205,4 @@ fn r5_3_output_under_way_is_not_disturbed() {
     let wanted: String = (1..=200_000).map(|n| format!("{n}\n")).collect();
     assert!(out.status.success() && out.stdout == wanted.as_bytes(), "{} bytes", out.stdout.len());
     assert_eq!(sh(&clones[0], "echo well"), "well");
-
 }

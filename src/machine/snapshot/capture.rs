@@ -5,8 +5,8 @@ use std::fs::File;
 use super::store::Draft;
 use super::{CPU_MODEL, SnapshotError, memory};
 use crate::machine::{Frozen, Machine};
-use crate::state::container::Writer;
 use crate::state;
+use crate::state::container::Writer;
 use crate::sys::clock::wall_clock_ns;
 
 /// Writes `machine` into `draft`. The machine stands still meanwhile and runs on as before, paused or not.
