@@ -80,6 +80,8 @@ unsafe extern "C" fn start(stack: *const usize) -> ! {
         }
         _ if sys::getpid() == 1 => {
             boot::prepare();
+            // Else each line that a command writes would cost two changes of the address space.
+            let _ = sys::schedule_politely();
             run(server::Link::Machine)
         }
         _ => {

@@ -36,7 +36,7 @@ pub const MAX_PAYLOAD: usize = MAX_DATA + 64;
 /// Most payload bytes of [`Message::Spawn`] and [`Message::Root`]: above what a kernel takes as arguments and environment.
 pub const MAX_SPAWN: usize = 4 * 1024 * 1024;
 /// Bytes that may be under way on a channel without credit, in either direction.
-pub const WINDOW: u32 = 256 * 1024;
+pub const WINDOW: u32 = 512 * 1024;
 
 const MAGIC: [u8; 4] = *b"ccag";
 /// A [`Decoder`] holds at least this much, so that one read takes a whole data frame.

@@ -280,7 +280,7 @@ fn take_spawn(socket: &mut UnixStream) {
 fn the_client_drops_an_agent_that_overruns_a_window() {
     let client = client_of(|socket| {
         take_spawn(socket);
-        for _ in 0..5 {
+        for _ in 0..=WINDOW as usize / MAX_DATA {
             let _ = socket.write_all(&frame(&Message::Data(Channel::Stdout, &[0; MAX_DATA]), 1));
         }
         let _ = socket.read(&mut [0]);
