@@ -291,13 +291,15 @@ impl Tree {
         // In the order of their ids.
         let mut order = vec![ROOT];
         ids[ROOT] = Some(0);
-        let mut ranges: BTreeMap<usize, (u32, u32, u32, bool)> = BTreeMap::new();
+        let mut ranges: BTreeMap<usize, (u32, u32, u32, u32)> = BTreeMap::new();
         let mut queue = VecDeque::from([(ROOT, Vec::new(), false)]);
         let mut written = 0u32;
         let mut paths = Vec::new();
-        while let Some((node, path, forced_opaque)) = queue.pop_front() {
+        while let Some((node, path, anew)) = queue.pop_front() {
             let dir = self.dir(node)?;
-            if dir.implicit && node != ROOT {
+            // One that is made anew has nothing of what was there before, nor is it where a link there led.
+            let implicit = dir.implicit && !anew;
+            if implicit && node != ROOT {
                 paths.push((node, path.clone()));
             }
             let first = written;
@@ -339,7 +341,9 @@ impl Tree {
                 out.name(name, id)?;
                 written = written.checked_add(1)?;
             }
-            ranges.insert(node, (first, written - first, subdirs, dir.opaque || forced_opaque));
+            let opaque = if dir.opaque || anew { index::OPAQUE } else { 0 };
+            let implicit = if implicit { index::IMPLICIT } else { 0 };
+            ranges.insert(node, (first, written - first, subdirs, opaque | implicit));
         }
         for &node in &order {
             let Node { meta, body } = &self.nodes[node];
@@ -359,13 +363,12 @@ impl Tree {
                 extents: 0,
             };
             match body {
-                Body::Dir(dir) => {
-                    let &(first, count, subdirs, opaque) = ranges.get(&node)?;
+                Body::Dir(_) => {
+                    let &(first, count, subdirs, flags) = ranges.get(&node)?;
                     record.nlink = subdirs + 2;
                     record.data = u64::from(first) | u64::from(count) << 32;
                     record.extra = subdirs;
-                    record.flags = if opaque { index::OPAQUE } else { 0 };
-                    record.flags |= if dir.implicit { index::IMPLICIT } else { 0 };
+                    record.flags = flags;
                 }
                 Body::File { size, data, extents } => {
                     record.size = *size;

@@ -161,6 +161,13 @@ impl Lowers {
         self.root(self.layers.len())
     }
 
+    /// The root that says what attributes it has, of the highest layer that does. An opaque root below hides names,
+    /// not attributes.
+    pub(super) fn described_root(&self) -> Option<LowerId> {
+        let mut roots = (0..self.layers.len()).rev().map(|layer| LowerId { layer: layer as u32, inode: 0 });
+        roots.find(|&id| !self.inode(id).implicit())
+    }
+
     pub(super) fn layer(&self, id: LowerId) -> Option<&Layer> {
         self.layers.get(id.layer as usize)
     }
@@ -220,6 +227,9 @@ impl Lowers {
 
     fn child_below(&self, dirs: &[LowerId], name: &[u8], top: usize) -> Option<Merged> {
         let mut merged: Vec<LowerId> = Vec::new();
+        let mut hidden = false;
+        // The one of a hidden directory that says what attributes it has.
+        let mut described = None;
         for &dir in dirs {
             let Some(found) = self.entry(dir, name) else { continue };
             let Some(inode) = found.inode else { break };
@@ -234,17 +244,28 @@ impl Lowers {
                 }
                 return Some(Merged { id, kind: self.inode(id).kind(), dirs: Vec::new() });
             }
+            if hidden {
+                if !node.implicit() {
+                    described = Some(id);
+                    break;
+                }
+                continue;
+            }
             merged.push(id);
             if let Some(guests) = self.grafts.get(&id) {
                 merged.extend(guests.iter().filter(|g| (g.layer as usize) < top));
             }
             if node.opaque() {
-                break;
+                if !node.implicit() {
+                    break;
+                }
+                hidden = true;
             }
         }
         merged.sort_by_key(|id| std::cmp::Reverse(id.layer));
-        // A directory that is only implied has the attributes of the one below it.
-        let id = merged.iter().copied().find(|&id| !self.inode(id).implicit()).or(merged.first().copied())?;
+        // A directory that is only implied has the attributes of the one below it, also where it hides what is in that.
+        let own = merged.iter().copied().find(|&id| !self.inode(id).implicit());
+        let id = own.or(described).or(merged.first().copied())?;
         Some(Merged { id, kind: FileType::Dir, dirs: merged })
     }
 

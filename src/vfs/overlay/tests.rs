@@ -289,6 +289,33 @@ fn layers_merge_with_whiteouts_and_opaque_directories_in_any_order() {
 }
 
 #[test]
+fn what_hides_a_directory_keeps_its_attributes_and_what_replaces_it_does_not() {
+    let mut low = Maker::default();
+    low.dir("hidden").file("hidden/old", b"").dir("anew").file("anew/old", b"").dir("real");
+    low.symlink("link", "real");
+    for order in [false, true] {
+        let mut high = Maker::default();
+        if order {
+            high.file("hidden/.wh..wh..opq", b"").file(".wh.anew", b"").file(".wh.link", b"");
+        }
+        high.file("hidden/new", b"").file("anew/new", b"").file("link/new", b"");
+        if !order {
+            high.file("hidden/.wh..wh..opq", b"").file(".wh.anew", b"").file(".wh.link", b"");
+        }
+        let mut top = Maker::default();
+        top.file("hidden/more", b"");
+        let fs = over(&[&low, &high, &top]);
+        let fs = Paths(&fs);
+        assert_eq!(names(&fs, "hidden"), "more new");
+        assert_eq!(fs.attr("hidden").map(|a| (a.uid, a.mtime.secs)), Ok((10, 100)));
+        assert_eq!(names(&fs, "anew"), "new");
+        assert_eq!(fs.attr("anew").map(|a| (a.uid, a.mtime.secs)), Ok((0, 0)));
+        // The link is removed, so nothing goes where it led.
+        assert_eq!((names(&fs, "link"), names(&fs, "real")), ("new".into(), String::new()));
+    }
+}
+
+#[test]
 fn entries_go_through_symbolic_links_of_lower_layers() {
     let mut low = Maker::default();
     low.dir("usr/lib").file("usr/lib/a", b"a").symlink("lib", "usr/lib").symlink("abs", "/usr/lib");

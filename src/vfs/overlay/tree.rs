@@ -50,7 +50,7 @@ impl Tree {
         let mut root = match (below, below.root()) {
             (Below::Layers(lowers), LowerDir::Layers(dirs)) => {
                 // A root nobody describes has the attributes of a fresh directory.
-                match dirs.iter().copied().find(|&id| !lowers.inode(id).implicit()) {
+                match lowers.described_root() {
                     Some(id) => {
                         let merged = Merged { id, kind: FileType::Dir, dirs };
                         from_layers(lowers, NodeId::ROOT.0, &merged)
