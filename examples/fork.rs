@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{count} clones in {forked:.1?}, {:.1?} each", forked / u32::try_from(count.max(1))?);
 
     println!("{:>5} {:<12} {:<36} {:>7} {:>8}", "clone", "host name", "random uuid", "numbers", "answer");
-    let script = "hostname; cat /proc/sys/kernel/random/uuid; tail -n 1 /srv/numbers; pgrep sleep | wc -l";
+    let script = "hostname; cat /proc/sys/kernel/random/uuid; tail -n 1 /srv/numbers; pidof sleep | wc -w";
     for (n, clone) in clones.iter().enumerate() {
         let start = Instant::now();
         let out = clone.command("sh").args(["-c", script]).output()?;
