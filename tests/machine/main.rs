@@ -5,9 +5,16 @@
 //! [`support::alone`].
 
 mod commands;
+mod cli;
 mod endings;
+mod examples;
+mod files;
 mod floods;
+mod images;
 mod kernels;
 mod lifetime;
+mod mounts;
 mod programs;
 mod support;
+mod terminal;
+mod world;
