@@ -2,6 +2,9 @@
 //! this crate and by nothing else. No libc, no second toolchain, no network; the source may be
 //! read-only. The path of the result is `CC_AGENT` to the crate.
 //!
+//! It also tells the crate which sources its machines are made of (`CC_MACHINE_SOURCES`, a hash), so that a snapshot
+//! of another build's machine is not taken for one of this build's.
+//!
 //! A toolchain that has no x86-64 Linux `core` (another host, no such target installed) gets an empty
 //! file and a warning: the crate still builds, and starting a machine says what is missing.
 
@@ -24,9 +27,11 @@ const LINKERS: [&[&str]; 4] = [
 ];
 
 fn main() {
-    for input in ["build.rs", "guest", "src/agent/protocol.rs"] {
+    let agent = ["build.rs", "guest", "src/agent/protocol.rs", "src/agent/protocol"];
+    for input in agent.iter().chain(&MACHINE) {
         println!("cargo::rerun-if-changed={input}");
     }
+    println!("cargo::rustc-env=CC_MACHINE_SOURCES={:016x}", sources());
     let out = PathBuf::from(variable("OUT_DIR")).join("cc-agent");
     println!("cargo::rustc-env=CC_AGENT={}", out.display());
     let mut failures = String::new();
@@ -46,6 +51,31 @@ fn main() {
     for line in failures.lines().filter(|line| !line.trim().is_empty()).take(40) {
         println!("cargo::warning={line}");
     }
+}
+
+/// Where a change may make another machine.
+const MACHINE: [&str; 7] =
+    ["src/arch", "src/chipset", "src/hypervisor", "src/machine", "src/memory", "src/state", "src/virtio"];
+
+/// A hash (FNV-1a) over all files below [`MACHINE`].
+fn sources() -> u64 {
+    let mut paths: Vec<PathBuf> = MACHINE.iter().map(PathBuf::from).collect();
+    let mut files = Vec::new();
+    while let Some(path) = paths.pop() {
+        match std::fs::read_dir(&path) {
+            Ok(entries) => paths.extend(entries.flatten().map(|e| e.path())),
+            Err(_) => files.push(path),
+        }
+    }
+    files.sort();
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for file in files {
+        let name = file.to_string_lossy().into_owned().into_bytes();
+        for byte in name.into_iter().chain(std::fs::read(&file).unwrap_or_default()) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+    hash
 }
 
 fn variable(name: &str) -> String {

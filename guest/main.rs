@@ -8,6 +8,7 @@
 //! - [`server`]: the connection to the host and the event loop
 //! - [`stream`]: one running command: its pipes and their flow control
 //! - [`spawn`]: starting a process; [`users`]: whom it becomes, [`pty`]: its terminal
+//! - [`freeze`]: standing still for a snapshot
 //! - [`sys`], [`heap`], [`mem`]: system calls, allocator, memory functions
 //!
 //! As PID 1 it connects to vsock port [`protocol::PORT`] of the host and, when that connection ends
@@ -24,6 +25,7 @@
 extern crate alloc;
 
 mod boot;
+mod freeze;
 mod heap;
 mod mem;
 #[path = "../src/agent/protocol.rs"]
@@ -78,6 +80,8 @@ unsafe extern "C" fn start(stack: *const usize) -> ! {
         }
         _ if sys::getpid() == 1 => {
             boot::prepare();
+            // Else each line that a command writes would cost two changes of the address space.
+            let _ = sys::schedule_politely();
             run(server::Link::Machine)
         }
         _ => {

@@ -12,7 +12,7 @@ use crate::protocol::{self, Channel, Decoder, Ending, Error, Exited, Message, Mo
 use crate::spawn::Failure;
 use crate::stream::{Context, SEND_HIGH, Stream};
 use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, Errno, Fd};
-use crate::{log, root, spawn};
+use crate::{freeze, log, root, spawn};
 
 const MAX_STREAMS: usize = 1024;
 /// With more than this much unsent, nothing more is read from the host.
@@ -77,6 +77,7 @@ pub(crate) struct Server {
     machine: bool,
     /// Whether it has been given a root.
     rooted: bool,
+    frozen: freeze::Frozen,
     host: Host,
     connection: Connection,
     backoff: u64,
@@ -107,6 +108,7 @@ impl Server {
             null: sys::open(c"/dev/null", sys::O_RDWR)?,
             machine: matches!(link, Link::Machine),
             rooted: false,
+            frozen: freeze::Frozen::default(),
             host: match link {
                 Link::Machine => Host::Vsock,
                 Link::Unix(path) => Host::Unix(path),
@@ -305,10 +307,20 @@ impl Server {
                 Err(e) => Err(e),
             },
             // As a guest of nobody's machine the agent must not touch it.
-            Message::SetTime(_) | Message::Reseed(_) | Message::SetHostname(_) | Message::Root(_)
+            Message::SetTime(_)
+            | Message::Reseed(_)
+            | Message::SetHostname(_)
+            | Message::Root(_)
+            | Message::Freeze
+            | Message::Thaw
                 if !self.machine =>
             {
                 Err(sys::EPERM)
+            }
+            Message::Freeze => freeze::freeze(&mut self.frozen),
+            Message::Thaw => {
+                freeze::thaw(&mut self.frozen);
+                Ok(())
             }
             Message::Root(_) if self.rooted => Err(sys::EALREADY),
             Message::Root(root) => {

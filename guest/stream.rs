@@ -14,6 +14,9 @@ use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, Fd};
 
 /// With more than this much unsent, no more output is read from commands.
 pub(crate) const SEND_HIGH: usize = 256 * 1024;
+/// What a pipe may hold once it has been full. The more it holds, the less often command and agent take
+/// turns, which costs more than the copying.
+const LARGE_PIPE: usize = 1024 * 1024;
 /// Reads from one pipe in a row, for fairness.
 const ROUNDS: usize = 8;
 
@@ -46,6 +49,8 @@ struct Input {
     ending: bool,
     /// Whether a terminal has been told of the end.
     told: bool,
+    /// Whether it still has its first size, which only pipes ever change.
+    small: bool,
     /// The last byte the host sent.
     last: Option<u8>,
     watched: u32,
@@ -72,6 +77,8 @@ struct Output {
     discard: bool,
     /// Whether it is a terminal's.
     terminal: bool,
+    /// Whether it still has its first size, which only pipes ever change.
+    small: bool,
     /// After the command's end: bytes that were in the pipe then and have not been sent; of a terminal
     /// the most that there can be.
     remaining: Option<u32>,
@@ -105,6 +112,7 @@ impl Stream {
             written: 0,
             ending: false,
             told: false,
+            small: terminal.is_none(),
             last: None,
             watched: 0,
         });
@@ -117,6 +125,7 @@ impl Stream {
                 credit: WINDOW,
                 discard: mute,
                 terminal: terminal.is_some(),
+                small: terminal.is_none(),
                 remaining: None,
                 watched: 0,
             })
@@ -150,13 +159,14 @@ impl Stream {
         if self.ended || !(1..=64).contains(&signal) {
             return;
         }
+        // A shell gives each of its jobs a group; the kernel would only hang up on the one in front. The
+        // terminal forgets which that is as soon as its session ends.
+        let terminal = self.terminal.as_ref().filter(|_| signal == sys::SIGKILL);
+        let foreground = terminal.and_then(Terminal::foreground);
         if self.group == self.pid {
             let _ = sys::kill(-self.group, signal);
         }
-        // A shell gives each of its jobs a group; the kernel would only hang up on the one in front.
-        if signal == sys::SIGKILL
-            && let Some(group) = self.terminal.as_ref().and_then(Terminal::foreground)
-        {
+        if let Some(group) = foreground {
             let _ = sys::kill(-group, signal);
         }
         if self.group != self.pid || sys::getpgid(self.pid) != Ok(self.group) {
@@ -224,6 +234,9 @@ impl Stream {
         }
         input.last = bytes.last().copied().or(input.last);
         if !rest.is_empty() {
+            if core::mem::take(&mut input.small) {
+                let _ = input.fd.grow_pipe(LARGE_PIPE);
+            }
             input.queue.try_reserve(rest.len()).map_err(|_| Error::NoMemory)?;
             input.queue.extend(rest);
         }
@@ -405,6 +418,9 @@ impl Output {
                 read = self.fd.read_onto(cx.outgoing, max - (cx.outgoing.len() - data));
             }
             let n = cx.outgoing.len() - data;
+            if n == MAX_DATA && core::mem::take(&mut self.small) {
+                let _ = self.fd.grow_pipe(LARGE_PIPE);
+            }
             if n == 0 {
                 cx.outgoing.truncate(start);
                 if read != Err(sys::EAGAIN) {

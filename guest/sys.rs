@@ -81,6 +81,7 @@ mod nr {
     pub(super) const SETSID: usize = 112;
     pub(super) const SETGROUPS: usize = 116;
     pub(super) const GETPGID: usize = 121;
+    pub(super) const SCHED_SETSCHEDULER: usize = 144;
     pub(super) const PRCTL: usize = 157;
     pub(super) const CHROOT: usize = 161;
     pub(super) const SYNC: usize = 162;
@@ -182,6 +183,13 @@ impl Fd {
         // SAFETY: FIONREAD writes one int.
         unsafe { call3(nr::IOCTL, self.0 as usize, FIONREAD, &raw mut n as usize)? };
         Ok(n.max(0) as u32)
+    }
+
+    /// Lets a pipe hold this much before its writer has to wait.
+    pub(crate) fn grow_pipe(&self, bytes: usize) -> Result<()> {
+        const F_SETPIPE_SZ: usize = 1031;
+        // SAFETY: no pointers.
+        unsafe { call3(nr::FCNTL, self.0 as usize, F_SETPIPE_SZ, bytes) }.map(drop)
     }
 
     /// Whether a pipe's other end is gone, without waiting.
@@ -479,6 +487,16 @@ pub(crate) fn become_subreaper() -> Result<()> {
     const PR_SET_CHILD_SUBREAPER: usize = 36;
     // SAFETY: no pointers.
     unsafe { call3(nr::PRCTL, PR_SET_CHILD_SUBREAPER, 1, 0) }.map(drop)
+}
+
+/// Has this process, but none that it starts, not interrupt others when it wakes up.
+pub(crate) fn schedule_politely() -> Result<()> {
+    const SCHED_BATCH: usize = 3;
+    const SCHED_RESET_ON_FORK: usize = 0x4000_0000;
+    let priority = 0i32;
+    let policy = SCHED_BATCH | SCHED_RESET_ON_FORK;
+    // SAFETY: the kernel reads one int.
+    unsafe { call3(nr::SCHED_SETSCHEDULER, 0, policy, &raw const priority as usize) }.map(drop)
 }
 
 pub(crate) const RLIMIT_NOFILE: u8 = 7;

@@ -59,11 +59,12 @@
 //! | layer | modules |
 //! |---|---|
 //! | 5 what callers write | [`instance`], [`process`] |
+//! | 4 where machines come from | [`oci`]: images, registries, the store of layers |
 //! | 3 the running computer | [`machine`]: board, run loop, boot; the host's end of the guest protocol |
 //! | 2 hardware the guest sees | [`chipset`]: bus, interrupt controllers, timers, serial port; [`virtio`]: console, sockets, entropy |
 //! | 1 processors | [`hypervisor`]: the interface of all backends, and the software CPU |
 //! | 1 files | [`vfs`]: layers of tar files, an overlay, memory, a host directory; not in a machine yet |
-//! | 0 ground | [`arch`]: processor state; [`memory`]: guest RAM; [`sys`]: the host's clock, entropy, memory |
+//! | 0 ground | [`arch`]: processor state; [`memory`]: guest RAM; [`state`]: saved state; [`sys`]: the host's clock, entropy, memory |
 //!
 //! A call goes down: `process` writes a message for the program that is PID 1 in the guest, and the
 //! message travels through a virtual socket. A guest's access to a device comes up, from the
@@ -86,8 +87,9 @@ pub mod machine;
 pub mod memory;
 pub mod oci;
 pub mod process;
+pub mod state;
 pub mod sys;
 pub mod vfs;
 pub mod virtio;
 
-pub use instance::{Backend, Error, Instance, InstanceBuilder, Mount, Source, Timing};
+pub use instance::{Backend, Error, Instance, InstanceBuilder, Mount, Snapshot, Source, Timing};

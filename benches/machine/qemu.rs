@@ -45,8 +45,11 @@ impl Qemu {
         let files = tempfile::tempdir()?;
         let initramfs_path = files.path().join("initramfs");
         let modules = kernel.modules.resolve(MODULES)?;
-        let mut archive =
-            initramfs::build(&initramfs::Contents { agent: INIT, release: &kernel.release, modules: &modules })?;
+        let mut archive = initramfs::build(&initramfs::Contents {
+            agent: INIT,
+            release: &kernel.release,
+            modules: &modules,
+        })?;
         // The kernel unpacks archives that follow one another.
         let mut userland = initramfs::Cpio::new();
         userland.file("bin/busybox", 0o755, &provider.busybox(&|_| {})?)?;

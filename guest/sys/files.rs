@@ -48,11 +48,9 @@ pub(crate) fn create(path: &CStr, flags: i32, mode: u32) -> Result<Fd> {
         .map(|fd| Fd(fd as i32))
 }
 
-/// Whether the open directory has no entries.
-pub(crate) fn is_empty(dir: &Fd) -> Result<bool> {
-    // Two short entries, `.` and `..`, leave room for more.
-    let mut entries = [0u8; 1024];
-    let mut names = 0;
+/// Calls `f` with the name of every entry of the open directory, `.` and `..` too.
+pub(crate) fn each_name(dir: &Fd, mut f: impl FnMut(&[u8])) -> Result<()> {
+    let mut entries = [0u8; 2048];
     loop {
         // SAFETY: the kernel writes at most the given number of bytes.
         let n = unsafe {
@@ -60,17 +58,23 @@ pub(crate) fn is_empty(dir: &Fd) -> Result<bool> {
         };
         let mut rest = entries.get(..n).unwrap_or_default();
         if rest.is_empty() {
-            return Ok(names <= 2);
+            return Ok(());
         }
-        // An entry has its length after two words.
+        // Inode, offset, length of the entry, type, name with NUL and padding.
         while let Some(&[low, high]) = rest.get(16..18).and_then(|len| len.first_chunk()) {
-            names += 1;
-            rest = rest.get(usize::from(u16::from_le_bytes([low, high])).max(1)..).unwrap_or_default();
-        }
-        if names > 2 {
-            return Ok(false);
+            let len = usize::from(u16::from_le_bytes([low, high])).max(1);
+            let name = rest.get(19..len).unwrap_or_default();
+            f(name.split(|&b| b == 0).next().unwrap_or_default());
+            rest = rest.get(len..).unwrap_or_default();
         }
     }
+}
+
+/// Whether the open directory has no entries.
+pub(crate) fn is_empty(dir: &Fd) -> Result<bool> {
+    let mut names = 0;
+    each_name(dir, |_| names += 1)?;
+    Ok(names <= 2)
 }
 
 /// The name by which calls that want a path reach what `fd` refers to, wherever it is.

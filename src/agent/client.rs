@@ -171,6 +171,16 @@ impl Client {
         self.request(&Message::Root(root))
     }
 
+    /// Stops every process of the guest, until [`Client::thaw`].
+    pub fn freeze(&self) -> io::Result<()> {
+        self.request(&Message::Freeze)
+    }
+
+    /// Lets the processes that [`Client::freeze`] stopped go on, in a clone too.
+    pub fn thaw(&self) -> io::Result<()> {
+        self.request(&Message::Thaw)
+    }
+
     /// Ends the machine from within: SIGTERM to all processes, SIGKILL after `grace`, file systems
     /// written out. Returns just before the machine ends, or with `Ok` when it ended before the
     /// answer came.

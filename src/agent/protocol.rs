@@ -36,7 +36,7 @@ pub const MAX_PAYLOAD: usize = MAX_DATA + 64;
 /// Most payload bytes of [`Message::Spawn`] and [`Message::Root`]: above what a kernel takes as arguments and environment.
 pub const MAX_SPAWN: usize = 4 * 1024 * 1024;
 /// Bytes that may be under way on a channel without credit, in either direction.
-pub const WINDOW: u32 = 256 * 1024;
+pub const WINDOW: u32 = 512 * 1024;
 
 const MAGIC: [u8; 4] = *b"ccag";
 /// A [`Decoder`] holds at least this much, so that one read takes a whole data frame.
@@ -262,6 +262,10 @@ pub enum Message<'a> {
     Reply(i32),
     /// Host, a request, once: mount a root and live in it.
     Root(Root<'a>),
+    /// Host, a request: stop every process but the agent, for a snapshot.
+    Freeze,
+    /// Host, a request: let them go on.
+    Thaw,
 }
 
 mod kind {
@@ -285,6 +289,8 @@ mod kind {
     pub(super) const SET_HOSTNAME: u8 = 18;
     pub(super) const REPLY: u8 = 19;
     pub(super) const ROOT: u8 = 20;
+    pub(super) const FREEZE: u8 = 21;
+    pub(super) const THAW: u8 = 22;
     pub(super) const RESIZE: u8 = 24;
 }
 
@@ -300,6 +306,7 @@ impl<'a> Message<'a> {
             }
             Message::Spawn(spawn) => spawn.encode(out),
             Message::Root(root) => root.encode(out),
+            Message::Freeze | Message::Thaw => {}
             Message::Spawned(pid) => out.extend_from_slice(&pid.to_le_bytes()),
             Message::SpawnFailed(errno, obstacle) => {
                 out.extend_from_slice(&errno.to_le_bytes());
@@ -364,6 +371,8 @@ impl<'a> Message<'a> {
             Message::SetHostname(_) => kind::SET_HOSTNAME,
             Message::Reply(_) => kind::REPLY,
             Message::Root(_) => kind::ROOT,
+            Message::Freeze => kind::FREEZE,
+            Message::Thaw => kind::THAW,
         }
     }
 
@@ -410,6 +419,8 @@ impl<'a> Message<'a> {
             kind::SET_HOSTNAME => Message::SetHostname(r.all()),
             kind::REPLY => Message::Reply(r.i32()?),
             kind::ROOT => Message::Root(Root::decode(&mut r)?),
+            kind::FREEZE => Message::Freeze,
+            kind::THAW => Message::Thaw,
             other => return Err(Error::UnknownKind(other)),
         };
         if r.rest.is_empty() { Ok(message) } else { Err(Error::Malformed) }

@@ -118,6 +118,7 @@ proptest! {
             Message::Signal(i), Message::Resize(u as u16, n as u16 ^ 3), Message::Exited(exited), Message::Ping(n), Message::Pong(n),
             Message::Shutdown(Ending::Restart, u), Message::Shutdown(Ending::PowerOff, u),
             Message::SetTime(n), Message::Reseed(&bytes), Message::SetHostname(&bytes), Message::Reply(i),
+            Message::Freeze, Message::Thaw,
         ];
         let all: Vec<u8> = messages.iter().flat_map(|m| frame(m, stream)).collect();
         let mut expected = messages.iter();
@@ -279,7 +280,7 @@ fn take_spawn(socket: &mut UnixStream) {
 fn the_client_drops_an_agent_that_overruns_a_window() {
     let client = client_of(|socket| {
         take_spawn(socket);
-        for _ in 0..5 {
+        for _ in 0..=WINDOW as usize / MAX_DATA {
             let _ = socket.write_all(&frame(&Message::Data(Channel::Stdout, &[0; MAX_DATA]), 1));
         }
         let _ = socket.read(&mut [0]);

@@ -16,7 +16,7 @@ use super::uart::{COM1_GSI, COM1_PORT, Uart};
 use crate::hypervisor::ExitIo;
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     Port { port: u16, value: Option<u64>, len: usize },
     Mmio { addr: u64, value: Option<u64>, len: usize },
     Apic { cpu: u32, offset: u32, value: Option<u32> },
@@ -47,7 +47,7 @@ fn value() -> impl Strategy<Value = Option<u64>> {
     proptest::option::of(prop_oneof![any::<u64>(), 0..0x100u64, Just(0), Just(u64::MAX)])
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     let len = || prop_oneof![Just(1usize), Just(2), Just(4), Just(8)];
     let addr = prop_oneof![any::<u64>(), 0xfebf_fff0..0xfec0_0040u64, Just(0xfec0_0000), Just(0xfec0_0010)];
     let register = prop_oneof![any::<u32>(), (0..0x40u32).prop_map(|n| n << 4)];
@@ -74,17 +74,17 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-struct Chipset {
-    sim: Simulation,
-    chip: Arc<IrqChip>,
-    uart: Arc<Uart>,
-    pit: Arc<Pit>,
-    rtc: Arc<Rtc>,
+pub(super) struct Chipset {
+    pub(super) sim: Simulation,
+    pub(super) chip: Arc<IrqChip>,
+    pub(super) uart: Arc<Uart>,
+    pub(super) pit: Arc<Pit>,
+    pub(super) rtc: Arc<Rtc>,
     bus: SystemBus,
 }
 
 impl Chipset {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let sim = Simulation::new();
         let chip = IrqChip::new(&sim.timers, 3);
         let line = |gsi| IrqLine::new(chip.clone() as Arc<dyn IrqSink>, gsi);
@@ -104,7 +104,7 @@ impl Chipset {
         Self { sim, chip, uart, pit, rtc, bus }
     }
 
-    fn run(&self, step: &Step) {
+    pub(super) fn run(&self, step: &Step) {
         match step {
             Step::Port { port, value: Some(value), len } => {
                 self.bus.port_write(*port, &value.to_le_bytes()[..*len]);

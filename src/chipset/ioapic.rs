@@ -32,12 +32,15 @@ const INDEX_VERSION: u8 = 1;
 const INDEX_ARBITRATION: u8 = 2;
 const INDEX_REDIRECTION: u8 = 0x10;
 
+/// The bits of the id register.
+pub(super) const ID_WRITABLE: u32 = 0x0f00_0000;
+
 const RTE_LOGICAL: u64 = 1 << 11;
 const RTE_STATUS: u64 = 1 << 12;
-const RTE_REMOTE_IRR: u64 = 1 << 14;
-const RTE_LEVEL: u64 = 1 << 15;
+pub(super) const RTE_REMOTE_IRR: u64 = 1 << 14;
+pub(super) const RTE_LEVEL: u64 = 1 << 15;
 const RTE_MASKED: u64 = 1 << 16;
-const RTE_WRITABLE: u64 = 0xff00_0000_0001_ffff & !(RTE_STATUS | RTE_REMOTE_IRR);
+pub(super) const RTE_WRITABLE: u64 = 0xff00_0000_0001_ffff & !(RTE_STATUS | RTE_REMOTE_IRR);
 
 /// Registers of the I/O APIC.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,7 +117,7 @@ impl IoApicState {
 
     fn write(&mut self, value: u32, deliver: Deliver<'_>) {
         if self.select == INDEX_ID {
-            self.id = value & 0x0f00_0000;
+            self.id = value & ID_WRITABLE;
             return;
         }
         let half = u32::from(self.select & 1) * 32;

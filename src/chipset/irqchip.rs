@@ -110,6 +110,8 @@ impl IrqChip {
         for (lapic, state) in self.lapics.iter().zip(state.lapics) {
             lapic.set_state(state);
         }
+        // The level of LINT0 is the PIC's to say, whatever the local APIC's state has for it.
+        self.with_pic(|_| ());
     }
 
     /// Back to power-on, for a machine reset. All input lines fall: the devices are reset too.

@@ -19,6 +19,7 @@ pub mod pit;
 pub mod post;
 pub mod reset;
 pub mod rtc;
+mod saved;
 pub mod timers;
 pub mod uart;
 

@@ -13,9 +13,9 @@ pub const SECONDARY_PORT: u64 = 0xa0;
 pub const ELCR_PORT: u64 = 0x4d0;
 
 /// Input of the primary chip that the secondary drives.
-const CASCADE: u8 = 2;
+pub(super) const CASCADE: u8 = 2;
 /// ELCR bits that can be set: timer, keyboard, cascade, RTC and FPU are edges for ever.
-const ELCR_WRITABLE: [u8; 2] = [0xf8, 0xde];
+pub(super) const ELCR_WRITABLE: [u8; 2] = [0xf8, 0xde];
 
 const ICW1: u8 = 1 << 4;
 const ICW1_NEEDS_ICW4: u8 = 1 << 0;

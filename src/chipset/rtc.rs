@@ -29,7 +29,7 @@ pub const GSI: u32 = 8;
 /// CMOS register of the century, to be named in the FADT.
 pub const CENTURY_REGISTER: u8 = 0x32;
 
-const REG_A: usize = 0x0a;
+pub(super) const REG_A: usize = 0x0a;
 const REG_B: usize = 0x0b;
 const REG_C: usize = 0x0c;
 const REG_D: usize = 0x0d;
@@ -37,13 +37,13 @@ const SECONDS_ALARM: usize = 1;
 const MINUTES_ALARM: usize = 3;
 const HOURS_ALARM: usize = 5;
 
-const A_UPDATING: u8 = 1 << 7;
+pub(super) const A_UPDATING: u8 = 1 << 7;
 const A_DIVIDER: u8 = 0x70;
 const A_DIVIDER_32KHZ: u8 = 0x20;
 const B_SET: u8 = 1 << 7;
-const B_PERIODIC: u8 = 1 << 6;
-const B_ALARM: u8 = 1 << 5;
-const B_UPDATE: u8 = 1 << 4;
+pub(super) const B_PERIODIC: u8 = 1 << 6;
+pub(super) const B_ALARM: u8 = 1 << 5;
+pub(super) const B_UPDATE: u8 = 1 << 4;
 const B_BINARY: u8 = 1 << 2;
 const B_24_HOURS: u8 = 1 << 1;
 const C_REQUEST: u8 = 1 << 7;

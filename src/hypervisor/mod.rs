@@ -8,6 +8,7 @@
 //! States of a vCPU: *stopped* (no thread in `run`; its state may be read and set) and *running*.
 //! [`VcpuSignal::kick`] ends `run` with [`Exit::Kicked`] soon, wherever the guest is, also in HLT.
 
+mod saved;
 pub mod soft;
 
 use std::sync::Arc;

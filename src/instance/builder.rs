@@ -4,47 +4,33 @@ use std::ffi::OsStr;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::defaults::{Overrides, defaults};
+use super::defaults::Overrides;
 use super::progress::{Progress, Sink};
-use super::root::Root;
-use super::{Backend, Error, Instance, Mount, Source, Timing};
-use crate::agent::{self, Client};
-use crate::machine::boot::cmdline::{CommandLine, Console as KernelConsole};
-use crate::machine::boot::provider::{Kernel, Provider};
-use crate::machine::boot::{initramfs, loader};
-use crate::machine::{Board, BoardConfig, Console, Ending, Machine, PowerSwitch};
+use super::{Backend, Error, Instance, Mount, Source, start};
+use crate::machine::boot::provider::Provider;
 use crate::vfs::Limits;
-use crate::virtio::vsock::VsockListener;
-
-/// The modules that every machine's kernel needs, where they are not built in.
-const MODULES: &[&str] =
-    &["virtio_mmio", "vmw_vsock_virtio_transport", "virtio_rng", "virtio_console", "virtiofs"];
-/// The host's port that the agent connects to.
-const AGENT_PORT: u32 = 1024;
-/// Context ID of the guest. Each machine has sockets of its own, so all can have the same.
-const GUEST_CID: u32 = 3;
-/// How long an agent that has connected may take to greet.
-const GREETING: Duration = Duration::from_secs(60);
 
 /// Options of a machine. Made by [`Instance::builder`].
 #[must_use = "a builder does nothing until `start`"]
 pub struct InstanceBuilder {
-    source: Source,
-    memory_mb: u64,
-    timeout: Option<Duration>,
-    dmesg: bool,
-    kernel_arguments: Vec<String>,
-    backend: Backend,
-    require_hardware: bool,
-    console: Option<Box<dyn Write + Send>>,
-    provider: Provider,
-    progress: Sink,
-    hostname: Option<String>,
-    mounts: Vec<Mount>,
-    limits: Limits,
-    overrides: Overrides,
+    pub(super) source: Source,
+    pub(super) memory_mb: u64,
+    pub(super) timeout: Option<Duration>,
+    pub(super) dmesg: bool,
+    pub(super) kernel_arguments: Vec<String>,
+    pub(super) backend: Backend,
+    pub(super) require_hardware: bool,
+    pub(super) console: Option<Box<dyn Write + Send>>,
+    pub(super) provider: Provider,
+    pub(super) progress: Sink,
+    pub(super) hostname: Option<String>,
+    pub(super) mounts: Vec<Mount>,
+    pub(super) limits: Limits,
+    pub(super) overrides: Overrides,
+    pub(super) boot_snapshot: bool,
+    pub(super) snapshot_dir: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for InstanceBuilder {
@@ -75,6 +61,8 @@ impl InstanceBuilder {
             mounts: Vec::new(),
             limits: Limits::default(),
             overrides: Overrides::default(),
+            boot_snapshot: std::env::var_os("CC_BOOT_SNAPSHOT").is_none_or(|v| v != "never"),
+            snapshot_dir: None,
         }
     }
 
@@ -196,108 +184,27 @@ impl InstanceBuilder {
         self
     }
 
+    /// Whether the machine may start from a snapshot that was taken after an earlier boot of the same kernel with the
+    /// same options, and leave one. It may, unless said otherwise here or by `CC_BOOT_SNAPSHOT=never`. A machine whose
+    /// console is looked at ([`InstanceBuilder::dmesg`], [`InstanceBuilder::console`]) always boots.
+    pub fn boot_snapshot(mut self, on: bool) -> Self {
+        self.boot_snapshot = on;
+        self
+    }
+
+    /// Keeps snapshots of boots here instead of below the cache directory. Each takes some 100 MB; the eight used last
+    /// are kept.
+    pub fn snapshot_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.snapshot_dir = Some(path.into());
+        self
+    }
+
     /// Starts the machine and returns when commands can run in it.
     ///
     /// # Errors
     /// Any [`Error`]: no kernel to be had, options that cannot be met, a guest that panics, dies or
     /// outlives its timeout before it is ready.
-    pub fn start(mut self) -> Result<Instance, Error> {
-        if self.require_hardware {
-            return Err(Error::HypervisorUnavailable {
-                reason: "this version runs on the software CPU only".into(),
-            });
-        }
-        let memory = memory_bytes(self.memory_mb)?;
-        let defaults = defaults(self.source.config(), &self.overrides);
-        let mut root = Root::new(&self.source, &self.mounts, self.hostname.take(), &self.limits)?;
-        root.start_in(defaults.current_dir.as_deref());
-
-        let begin = Instant::now();
-        let kernel = self.progress.during(|report| self.provider.kernel(report))?;
-        let fetched = Instant::now();
-        let (machine, listener) = self.machine(memory, &kernel, &root)?;
-        let loaded = Instant::now();
-
-        let fail = |machine: &Machine, source: std::io::Error| match machine.wait(Some(Duration::ZERO)) {
-            Some(ending) => Error::from_ending(ending, machine.console().tail(), self.timeout),
-            None => Error::Host { what: "connecting to the guest's agent", source },
-        };
-        let stream = listener.accept(None).map_err(|e| fail(&machine, e))?;
-        let reader = stream.try_clone().map_err(|e| fail(&machine, e))?;
-        let client = Client::connect(reader, stream, GREETING).map_err(|e| fail(&machine, e))?;
-        let told = client.clone();
-        machine.on_end(move |ending| {
-            let kind = match ending {
-                Ending::Timeout => std::io::ErrorKind::TimedOut,
-                _ => std::io::ErrorKind::NotConnected,
-            };
-            told.set_cause(kind, ending.to_string());
-        });
-        root.enter(&client).map_err(|e| fail(&machine, e))?;
-        let timing = Timing { fetch: fetched - begin, load: loaded - fetched, boot: loaded.elapsed() };
-        tracing::debug!(?timing, release = kernel.release, "machine started");
-        let config = self.source.config().cloned();
-        Ok(Instance::from_parts(machine, client, defaults, timing, self.timeout, root.id, config))
-    }
-
-    /// Makes the machine and lets it run. The listener is there before the guest can connect.
-    fn machine(
-        &mut self,
-        memory: u64,
-        kernel: &Kernel,
-        root: &Root,
-    ) -> Result<(Machine, VsockListener), Error> {
-        let modules = kernel.modules.resolve(MODULES)?;
-        let contents =
-            initramfs::Contents { agent: agent::BINARY, release: &kernel.release, modules: &modules };
-        let initramfs = initramfs::build(&contents)?;
-        let mut command_line = CommandLine::new(KernelConsole::Serial);
-        command_line.dmesg = self.dmesg;
-        command_line.extra = std::mem::take(&mut self.kernel_arguments);
-        let command_line = command_line.build()?;
-
-        let console = Console::new();
-        let power = PowerSwitch::default();
-        let output = match self.console.take() {
-            None if self.dmesg => Some(Box::new(std::io::stderr()) as Box<dyn Write + Send>),
-            given => given,
-        };
-        let board = Board::new(BoardConfig {
-            memory,
-            cpus: 1,
-            guest_cid: GUEST_CID,
-            serial: console.writer(output),
-            console: Box::new(std::io::sink()),
-            file_systems: root.tags(),
-            power: power.callback(),
-        })?;
-        root.serve(board.file_systems());
-        let state = loader::load(
-            board.ram(),
-            &loader::Boot {
-                kernel: &kernel.vmlinux,
-                initramfs: &initramfs,
-                command_line: &command_line,
-                machine: board.description(),
-            },
-        )?;
-        let listener = board
-            .vsock()
-            .listen(AGENT_PORT)
-            .map_err(|source| Error::Host { what: "listening for the guest's agent", source })?;
-        let machine = Machine::start(board, &state, console, &power, self.timeout)?;
-        Ok((machine, listener))
-    }
-}
-
-fn memory_bytes(mb: u64) -> Result<u64, Error> {
-    let refused = |reason: String| Error::Memory { mb, reason };
-    if mb == 0 {
-        return Err(refused("a machine needs some".into()));
-    }
-    let bytes = mb.checked_mul(1 << 20).ok_or_else(|| refused("that is beyond the address space".into()))?;
-    match crate::sys::memory::total() {
-        Some(total) if bytes > total => Err(refused(format!("the host has {} MiB", total >> 20))),
-        _ => Ok(bytes),
+    pub fn start(self) -> Result<Instance, Error> {
+        start::start(self)
     }
 }

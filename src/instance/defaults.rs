@@ -15,6 +15,24 @@ pub(super) struct Overrides {
     pub(super) current_dir: Option<OsString>,
 }
 
+impl Overrides {
+    /// Changes what a machine's commands started with so far.
+    pub(super) fn apply(&self, defaults: &mut Defaults) {
+        for (name, value) in &self.env {
+            match defaults.env.iter_mut().find(|(n, _)| n == name) {
+                Some((_, old)) => old.clone_from(value),
+                None => defaults.env.push((name.clone(), value.clone())),
+            }
+        }
+        if self.user.is_some() {
+            defaults.user.clone_from(&self.user);
+        }
+        if self.current_dir.is_some() {
+            defaults.current_dir.clone_from(&self.current_dir);
+        }
+    }
+}
+
 /// Joins the two.
 pub(super) fn defaults(image: Option<&ImageConfig>, overrides: &Overrides) -> Defaults {
     let mut env: Vec<(OsString, OsString)> = vec![("PATH".into(), PATH.into())];

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::machine::boot::BootError;
+use crate::machine::snapshot::SnapshotError;
 use crate::machine::{Ending, MachineError};
 
 /// An error of a machine: it could not be made, or it ended.
@@ -63,6 +64,9 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A snapshot cannot be taken, or not be used.
+    #[error("snapshot")]
+    Snapshot(#[source] SnapshotError),
     /// A host name that cannot be.
     #[error("a host name is 1 to 64 bytes without NUL")]
     Hostname,
@@ -96,6 +100,8 @@ impl Error {
             Self::HypervisorUnavailable { .. } => io::ErrorKind::Unsupported,
             Self::Memory { .. } => io::ErrorKind::InvalidInput,
             Self::Boot(_) => io::ErrorKind::Other,
+            Self::Snapshot(SnapshotError::Io { source, .. }) => source.kind(),
+            Self::Snapshot(_) => io::ErrorKind::InvalidData,
             Self::Root { source, .. } => {
                 source.downcast_ref::<io::Error>().map_or(io::ErrorKind::InvalidData, io::Error::kind)
             }

@@ -10,7 +10,9 @@ mod error;
 mod mount;
 mod progress;
 mod root;
+mod snapshot;
 mod source;
+mod start;
 
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
@@ -21,6 +23,7 @@ pub use builder::InstanceBuilder;
 pub use error::Error;
 pub use mount::Mount;
 pub use progress::Progress;
+pub use snapshot::Snapshot;
 pub use source::Source;
 
 use crate::agent::{self, Client};
@@ -50,8 +53,10 @@ pub struct Timing {
     pub fetch: Duration,
     /// Writing the initial file system, making the machine, laying the kernel into its RAM.
     pub load: Duration,
-    /// From the first instruction until the agent answered.
+    /// From the first instruction until commands could run.
     pub boot: Duration,
+    /// Whether the machine was restored from a snapshot of an earlier boot.
+    pub restored: bool,
 }
 
 /// A running machine.

@@ -33,10 +33,7 @@ impl Root {
         hostname: Option<String>,
         limits: &Limits,
     ) -> Result<Self, Error> {
-        let id = format!("{:016x}", crate::sys::random::u64().unwrap_or_default());
-        let hostname = hostname.unwrap_or_else(|| format!("cc-{}", id.get(..8).unwrap_or(&id)));
-        let hostname = CString::new(hostname).ok().filter(|h| (1..=MAX_HOSTNAME).contains(&h.count_bytes()));
-        let hostname = hostname.ok_or(Error::Hostname)?;
+        let (id, hostname) = identity(hostname)?;
         let mut served = vec![(ROOT.to_owned(), source.root(limits.clone())?, Caching::Private)];
         let mut places = Vec::new();
         for mount in mounts {
@@ -73,8 +70,12 @@ impl Root {
         }
     }
 
-    /// Has the guest mount them and live in the root.
-    pub(super) fn enter(&self, client: &Client) -> io::Result<()> {
+    /// Has the guest mount them and live in the root. A guest that was `restored` first forgets what all that were
+    /// restored from the same snapshot have in common: its random numbers and its time.
+    pub(super) fn enter(&self, client: &Client, restored: bool) -> io::Result<()> {
+        if restored {
+            renew(client)?;
+        }
         let tag = CString::new(ROOT).unwrap_or_default();
         let name = self.hostname.to_string_lossy();
         let hosts =
@@ -98,4 +99,22 @@ impl Root {
             mounts,
         })
     }
+}
+
+/// A name for a machine, 16 hexadecimal digits, and its host name, unless that is given.
+pub(super) fn identity(hostname: Option<String>) -> Result<(String, CString), Error> {
+    let id = format!("{:016x}", crate::sys::random::u64().unwrap_or_default());
+    let hostname = hostname.unwrap_or_else(|| format!("cc-{}", id.get(..8).unwrap_or(&id)));
+    let hostname = CString::new(hostname).ok().filter(|h| (1..=MAX_HOSTNAME).contains(&h.count_bytes()));
+    Ok((id, hostname.ok_or(Error::Hostname)?))
+}
+
+/// Gives a restored guest random numbers of its own and the time.
+pub(super) fn renew(client: &Client) -> io::Result<()> {
+    let mut seed = [0; 256];
+    if !crate::sys::random::fill(&mut seed) {
+        return Err(io::Error::other("the host has no random numbers"));
+    }
+    client.reseed(&seed)?;
+    client.set_time(std::time::SystemTime::now())
 }

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Error;
 use super::progress::Sink;
+use super::{Error, Snapshot};
 use crate::machine::boot::provider::Provider;
 use crate::machine::boot::userland;
+use crate::machine::snapshot::SnapshotError;
 use crate::oci::{Image, ImageConfig};
 use crate::vfs::layer::Layer;
 use crate::vfs::{FileSystem, HostDirOptions, Limits, Overlay, Ownership};
@@ -27,6 +28,7 @@ pub(super) enum Kind {
     Busybox(Layer),
     Image(Image),
     Directory(Arc<Path>, Ownership),
+    Snapshot(Snapshot),
 }
 
 impl Source {
@@ -63,13 +65,14 @@ impl Source {
     /// [`Error::Root`] when it is no directory that can be read.
     pub fn directory(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        let failed = |e| Error::Root { what: format!("the directory {}", path.display()), source: Box::new(e) };
+        let failed =
+            |e| Error::Root { what: format!("the directory {}", path.display()), source: Box::new(e) };
         // A relative path must mean the same when a machine starts.
         let path = std::path::absolute(path).map_err(failed)?;
         std::fs::read_dir(&path).map_err(failed)?;
         let ownership = match crate::sys::is_privileged() {
             true => Ownership::AsIs,
-            false => Ownership::Recorded { uid: 0, gid: 0 },
+            false => Ownership::UserAsRoot,
         };
         Ok(Self { kind: Kind::Directory(path.into(), ownership) })
     }
@@ -102,6 +105,8 @@ impl Source {
                 let options = HostDirOptions { ownership: *ownership, cache, ..HostDirOptions::default() };
                 (Overlay::over_directory(path, options, limits), format!("the directory {}", path.display()))
             }
+            // It brings its own.
+            Kind::Snapshot(_) => return Err(Error::Snapshot(SnapshotError::NotReady("it has a root"))),
         };
         match overlay {
             Ok(overlay) => Ok(Arc::new(overlay)),
@@ -113,6 +118,18 @@ impl Source {
 impl From<Image> for Source {
     fn from(image: Image) -> Self {
         Self { kind: Kind::Image(image) }
+    }
+}
+
+impl From<Snapshot> for Source {
+    fn from(snapshot: Snapshot) -> Self {
+        Self { kind: Kind::Snapshot(snapshot) }
+    }
+}
+
+impl From<&Snapshot> for Source {
+    fn from(snapshot: &Snapshot) -> Self {
+        snapshot.clone().into()
     }
 }
 

@@ -56,8 +56,8 @@ const GSIS: u32 = 24;
 
 /// What a board is built from.
 pub struct BoardConfig {
-    /// RAM in bytes, a multiple of 4096.
-    pub memory: u64,
+    /// RAM.
+    pub ram: Arc<GuestRam>,
     /// Number of vCPUs.
     pub cpus: u32,
     /// Context ID of the guest on its virtual sockets, 3 or more.
@@ -74,7 +74,7 @@ pub struct BoardConfig {
 
 impl std::fmt::Debug for BoardConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BoardConfig").field("memory", &self.memory).finish_non_exhaustive()
+        f.debug_struct("BoardConfig").field("memory", &self.ram.size()).finish_non_exhaustive()
     }
 }
 
@@ -83,6 +83,10 @@ impl std::fmt::Debug for BoardConfig {
 pub struct Board {
     pub(super) bus: Arc<SystemBus>,
     pub(super) serial: Arc<Uart>,
+    pub(super) pit: Arc<Pit>,
+    pub(super) rtc: Arc<Rtc>,
+    device_names: Vec<String>,
+    file_system_tags: Vec<String>,
     pub(super) virtio: Vec<Arc<VirtioMmio>>,
     vsock: VsockHost,
     file_systems: Vec<FsHost>,
@@ -102,15 +106,17 @@ impl std::fmt::Debug for Board {
 impl Board {
     /// Builds a board. Nothing runs and time stands still.
     pub fn new(config: BoardConfig) -> Result<Self, MachineError> {
-        let ram = GuestRam::new(config.memory)?;
+        let ram = config.ram;
         let clock = Arc::new(Clock::new());
         let timers = Timers::new(clock.clone())?;
         let irqchip = IrqChip::new(&timers, config.cpus);
         let line = |gsi| IrqLine::new(irqchip.clone(), gsi);
         let bus = SystemBus::new();
         irqchip.attach(&bus)?;
-        Pit::new(&timers, line(PIT_GSI)).attach(&bus)?;
-        Rtc::new(&timers, line(RTC_GSI)).attach(&bus)?;
+        let pit = Pit::new(&timers, line(PIT_GSI));
+        pit.attach(&bus)?;
+        let rtc = Rtc::new(&timers, line(RTC_GSI));
+        rtc.attach(&bus)?;
         let serial = Arc::new(Uart::new(line(SERIAL_GSI), config.serial)?);
         serial.attach(&bus, SERIAL_PORT)?;
         I8042::new(config.power.clone()).attach(&bus)?;
@@ -120,6 +126,7 @@ impl Board {
 
         let vsock = Vsock::new(config.guest_cid);
         let host = vsock.host();
+        let mut device_names: Vec<String> = ["vsock", "rng", "console"].map(str::to_owned).into();
         let mut devices: Vec<Arc<dyn VirtioDevice>> =
             vec![Arc::new(vsock), Arc::new(Rng::new()), Arc::new(VirtioConsole::new(config.console))];
         let mut file_systems = Vec::new();
@@ -127,6 +134,7 @@ impl Board {
             let device = VirtioFs::new(tag, config.cpus)?;
             file_systems.push(device.host());
             devices.push(Arc::new(device));
+            device_names.push(format!("fs {tag}"));
         }
         let mut virtio = Vec::new();
         let mut slots = Vec::new();
@@ -141,7 +149,22 @@ impl Board {
         let description =
             acpi::Description { cpus: config.cpus as u8, serial_gsi: Some(SERIAL_GSI), virtio: slots };
         let bus = Arc::new(bus);
-        Ok(Self { bus, serial, virtio, vsock: host, file_systems, irqchip, timers, clock, ram, description })
+        Ok(Self {
+            bus,
+            serial,
+            pit,
+            rtc,
+            device_names,
+            file_system_tags: config.file_systems,
+            virtio,
+            vsock: host,
+            file_systems,
+            irqchip,
+            timers,
+            clock,
+            ram,
+            description,
+        })
     }
 
     /// What the ACPI tables are to say.
@@ -149,9 +172,19 @@ impl Board {
         &self.description
     }
 
+    /// The virtio devices in the order of their slots, as the guest has found them.
+    pub fn device_names(&self) -> Vec<String> {
+        self.device_names.clone()
+    }
+
     /// Guest RAM.
     pub fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
+    }
+
+    /// The tags of the file-system devices.
+    pub fn file_system_tags(&self) -> &[String] {
+        &self.file_system_tags
     }
 
     /// The host's side of each file-system device, in the order of [`BoardConfig::file_systems`].

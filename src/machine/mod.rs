@@ -4,6 +4,7 @@
 //! * [`Board`] places memory and devices.
 //! * [`Machine`] runs the board: one thread a vCPU, one loop for every backend.
 //! * [`Console`] keeps the tail of what the kernel says and notices its panics.
+//! * [`snapshot`] puts a machine away and takes it up again.
 //! * [`Ending`] is how a machine ended; it has exactly one.
 //!
 //! A machine is *running*, *paused* or *ended*. It ends by itself (power off, reset, panic, fault of
@@ -15,13 +16,14 @@ pub mod boot;
 mod console;
 mod ending;
 mod run;
+pub mod snapshot;
 #[cfg(test)]
 mod tests;
 
 pub use board::{Board, BoardConfig, MAX_FILE_SYSTEMS, VIRTIO_FIRST_GSI, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
 pub use console::Console;
 pub use ending::Ending;
-pub use run::{Machine, PowerSwitch};
+pub use run::{Frozen, Machine, PowerSwitch};
 
 /// Errors of making a machine.
 #[derive(Debug, thiserror::Error)]

@@ -37,6 +37,8 @@ struct State {
     wanted: Wanted,
     /// The vCPU thread has left guest mode and waits.
     parked: bool,
+    /// What the vCPU was like when it did.
+    vcpu: Option<VcpuState>,
     /// Why the machine is to end, or did.
     ending: Option<Ending>,
     /// All is over; `ending` is final.
@@ -64,7 +66,7 @@ impl std::fmt::Debug for Control {
 
 impl Control {
     fn new(console: Console) -> Arc<Self> {
-        let state = State { wanted: Wanted::Run, parked: false, ending: None, ended: false };
+        let state = State { wanted: Wanted::Run, parked: false, vcpu: None, ending: None, ended: false };
         Arc::new(Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -145,7 +147,8 @@ impl PowerSwitch {
 }
 
 impl Machine {
-    /// Starts `board` on the software CPU from `state`. `console` is the one that the board's
+    /// Starts `board` on the software CPU from `state`; before anything runs, `prepare` may bring the board into a
+    /// saved state. `console` is the one that the board's
     /// serial port writes to, `power` the one whose callback it has. With a `lifetime` the machine
     /// ends when it has run for so long.
     pub fn start(
@@ -154,6 +157,7 @@ impl Machine {
         console: Console,
         power: &PowerSwitch,
         lifetime: Option<Duration>,
+        prepare: impl FnOnce(&Board) -> Result<(), MachineError>,
     ) -> Result<Self, MachineError> {
         let control = Control::new(console.clone());
         let _ = power.control.set(Arc::downgrade(&control));
@@ -162,6 +166,7 @@ impl Machine {
         board.irqchip.connect(0, vcpu.signal());
         let _ = control.signal.set(vcpu.signal());
         vcpu.set_state(state)?;
+        prepare(&board)?;
 
         let weak = Arc::downgrade(&control);
         let timer = |why: Ending| {
@@ -175,7 +180,7 @@ impl Machine {
         let grace = timer(Ending::Panic { console: String::new() });
         let life = timer(Ending::Timeout);
         if let Some(lifetime) = lifetime {
-            life.arm(nanos(lifetime));
+            life.arm(board.clock.now().saturating_add(nanos(lifetime)));
         }
         let grace = Arc::new(grace);
         let (clock, armed) = (board.clock.clone(), grace.clone());
@@ -267,6 +272,25 @@ impl Machine {
         self.board.timers.clock_changed();
     }
 
+    /// Whether somebody has paused it.
+    pub fn is_paused(&self) -> bool {
+        self.control.lock().wanted == Wanted::Pause
+    }
+
+    /// Has the machine stand still for as long as the value lives; then it goes on if it ran before. `None` when it has
+    /// ended.
+    pub fn freeze(&self) -> Option<Frozen<'_>> {
+        let ran = self.control.lock().wanted == Wanted::Run;
+        self.pause();
+        let state = self.control.lock();
+        if !state.parked || state.ended {
+            return None;
+        }
+        let vcpu = state.vcpu.clone();
+        drop(state);
+        Some(Frozen { machine: self, ran, vcpu })
+    }
+
     /// Lets a paused machine run on.
     pub fn resume(&self) {
         if self.control.lock().wanted != Wanted::Pause {
@@ -297,6 +321,29 @@ impl Machine {
     }
 }
 
+/// A machine that stands still.
+#[derive(Debug)]
+pub struct Frozen<'a> {
+    machine: &'a Machine,
+    ran: bool,
+    vcpu: Option<VcpuState>,
+}
+
+impl Frozen<'_> {
+    /// The processor's state, unless the backend could not give it.
+    pub fn vcpu(&self) -> Option<&VcpuState> {
+        self.vcpu.as_ref()
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        if self.ran {
+            self.machine.resume();
+        }
+    }
+}
+
 impl Drop for Machine {
     fn drop(&mut self) {
         self.stop(Ending::Stopped);
@@ -310,7 +357,7 @@ fn nanos(d: Duration) -> u64 {
 /// The run loop, the same for every backend.
 fn vcpu_thread(mut vcpu: Box<dyn Vcpu>, control: &Control, board: &Board) {
     loop {
-        if let Some(Wanted::Stop) = wait_while_paused(control) {
+        if let Some(Wanted::Stop) = wait_while_paused(control, &*vcpu) {
             break;
         }
         let exit = vcpu.run(&*board.bus);
@@ -337,9 +384,12 @@ fn vcpu_thread(mut vcpu: Box<dyn Vcpu>, control: &Control, board: &Board) {
 }
 
 /// Stays here while the machine is paused. Returns what is wanted now.
-fn wait_while_paused(control: &Control) -> Option<Wanted> {
+fn wait_while_paused(control: &Control, vcpu: &dyn Vcpu) -> Option<Wanted> {
     let mut state = control.lock();
     while state.wanted == Wanted::Pause {
+        if !state.parked {
+            state.vcpu = vcpu.state().ok();
+        }
         state.parked = true;
         control.changed.notify_all();
         state = control.changed.wait(state).unwrap_or_else(|e| e.into_inner());

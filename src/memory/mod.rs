@@ -1,6 +1,7 @@
 //! Guest RAM: where it lies, and who must hear of stores into it.
 //!
-//! RAM is one memfd, so that another process can map it, in one or two regions: from 0 up to
+//! RAM is one memfd, so that another process can map it, or a private mapping of a snapshot's memory, in one or
+//! two regions: from 0 up to
 //! [`MMIO_HOLE_START`], the rest from 4 GiB. All stores by devices go through vm-memory, which
 //! reports them to [`CodePages`]; that is how a processor that caches decoded instructions learns
 //! that a device overwrote some.
@@ -61,14 +62,32 @@ impl GuestRam {
             return Err(MemoryError::Size(bytes));
         }
         let failed = |source| MemoryError::Map { bytes, source };
-        let file = Arc::new(memfd(bytes).map_err(failed)?);
+        let file = memfd(bytes).map_err(failed)?;
+        Self::map(bytes, file, libc::MAP_SHARED)
+    }
+
+    /// Maps `file`, which holds `bytes` of RAM, copy-on-write: the guest's changes stay in this process, and what it
+    /// does not change is shared with everybody who maps the file. The file must stay as it is.
+    ///
+    /// # Errors
+    /// As [`GuestRam::new`]; [`MemoryError::Map`] for a file that is shorter.
+    pub fn copy_on_write(file: File, bytes: u64) -> Result<Arc<Self>, MemoryError> {
+        if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE) || bytes > 1 << 40 {
+            return Err(MemoryError::Size(bytes));
+        }
+        Self::map(bytes, file, libc::MAP_PRIVATE)
+    }
+
+    fn map(bytes: u64, file: File, sharing: libc::c_int) -> Result<Arc<Self>, MemoryError> {
+        let failed = |source| MemoryError::Map { bytes, source };
+        let file = Arc::new(file);
         let code = CodePages::for_ram(bytes);
         let mut regions = Vec::new();
         for (start, offset, len) in layout(bytes) {
             let region = MmapRegionBuilder::new_with_bitmap(len as usize, code.at_page(offset / PAGE_SIZE))
                 .with_file_offset(FileOffset::from_arc(file.clone(), offset))
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+                .with_mmap_flags(sharing | libc::MAP_NORESERVE)
                 .build()
                 .map_err(|e| failed(std::io::Error::other(e)))?;
             regions.push(
@@ -78,6 +97,14 @@ impl GuestRam {
         }
         let memory = GuestMemory::from_regions(regions).map_err(|e| failed(std::io::Error::other(e)))?;
         Ok(Arc::new(Self { memory, file, code, bytes }))
+    }
+
+    /// An empty file of `bytes` in memory that is gone with its last user, such as [`GuestRam::copy_on_write`] maps.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn file_without_name(bytes: u64) -> std::io::Result<File> {
+        memfd(bytes)
     }
 
     /// vm-memory's view.

@@ -272,7 +272,8 @@ impl Fetch {
         partial.seek(SeekFrom::Start(0)).map_err(&failed)?;
         let prefix = FilePieces::new(partial.try_clone().map_err(&failed)?, have, &path);
         let (send, receive) = mpsc::channel(IN_FLIGHT);
-        let mut pieces = Incoming { prefix: Some(prefix), receive, partial, path };
+        let left = self.info.size.saturating_sub(have);
+        let mut pieces = Incoming { prefix: Some(prefix), receive, left, partial, path };
         let this = self.clone();
         let unpacker = spawn_blocking(move || {
             let job = Job {
@@ -391,6 +392,8 @@ fn is_full(error: &io::Error) -> bool {
 struct Incoming {
     prefix: Option<FilePieces>,
     receive: mpsc::Receiver<Result<Bytes, Error>>,
+    /// Bytes that the network still owes.
+    left: u64,
     partial: File,
     path: PathBuf,
 }
@@ -403,8 +406,18 @@ impl Pieces for Incoming {
                 None => self.prefix = None,
             }
         }
-        let Some(piece) = self.receive.blocking_recv() else { return Ok(None) };
+        let Some(piece) = self.receive.blocking_recv() else {
+            if self.left == 0 {
+                return Ok(None);
+            }
+            // Another layer has failed, which must not look like a blob that is too short.
+            return Err(Error::Host {
+                what: "go on with a pull that has failed",
+                source: "it was given up".into(),
+            });
+        };
         let piece = piece?;
+        self.left = self.left.saturating_sub(piece.len() as u64);
         self.partial.write_all(&piece).map_err(Error::store("write", &self.path))?;
         Ok(Some(piece))
     }

@@ -106,6 +106,12 @@ impl Repository {
         self.endpoints.len()
     }
 
+    /// Where each server is asked.
+    #[cfg(test)]
+    pub(super) fn addresses(&self) -> Vec<String> {
+        self.endpoints.iter().map(|endpoint| endpoint.base.to_string()).collect()
+    }
+
     /// The name of a server, by order of preference.
     pub(super) fn name(&self, nth: usize) -> String {
         let index = (self.preferred.load(Ordering::Relaxed) + nth) % self.endpoints.len().max(1);

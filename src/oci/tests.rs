@@ -1,9 +1,13 @@
 //! Tests without a network: names, digests, platforms, stored credentials.
 
 use std::fs;
+use std::sync::Arc;
 
 use super::credentials::{Credentials, stored};
+use super::http::Http;
 use super::manifest::{Document, ImageConfig};
+use super::options::Options;
+use super::registry::Repository;
 use super::*;
 
 fn reference(text: &str) -> Reference {
@@ -144,4 +148,42 @@ fn stored_credentials_are_found_by_every_name() {
     assert!(look("[", "quay.io").is_err());
     assert_eq!(stored(&dir.path().join("nowhere"), "quay.io").unwrap(), None);
     assert_eq!(format!("{ali:?}"), "Credentials(hidden)");
+}
+
+#[test]
+fn only_the_loopback_and_what_is_named_is_read_without_encryption() {
+    let mut options = Options::new("nowhere".into());
+    options.plain_http.push("plain.example:80".into());
+    for mirror in ["m.example", "http://n.example/path/", "https://127.0.0.1:1"] {
+        options.mirrors.entry("quay.io".into()).or_default().push(mirror.into());
+    }
+    options.mirrors.insert("ghcr.io".into(), vec!["ftp://m.example".into()]);
+    let http = Arc::new(Http::new(&options).unwrap());
+    let options = Arc::new(options);
+    let addresses = |text: &str| {
+        Repository::new(http.clone(), options.clone(), &reference(text))
+            .map(|repository| repository.addresses())
+    };
+    for (text, address) in [
+        ("alpine", "https://registry-1.docker.io/v2/library/alpine/"),
+        ("plain.example:80/a", "http://plain.example/v2/a/"),
+        ("plain.example/a", "https://plain.example/v2/a/"),
+        ("127.0.0.1:5000/a", "http://127.0.0.1:5000/v2/a/"),
+        ("localhost:5000/a", "http://localhost:5000/v2/a/"),
+        ("127.0.0.1.example/a", "https://127.0.0.1.example/v2/a/"),
+        ("localhost.example/a", "https://localhost.example/v2/a/"),
+        ("10.0.0.1:5000/a", "https://10.0.0.1:5000/v2/a/"),
+    ] {
+        assert_eq!(addresses(text).unwrap(), [address], "{text}");
+    }
+    assert_eq!(
+        addresses("quay.io/a").unwrap(),
+        [
+            "https://m.example/v2/a/",
+            "http://n.example/path/v2/a/",
+            "https://127.0.0.1:1/v2/a/",
+            "https://quay.io/v2/a/"
+        ]
+    );
+    assert!(matches!(addresses("ghcr.io/a"), Err(Error::Option { .. })));
 }

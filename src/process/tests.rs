@@ -37,6 +37,7 @@ conformance! {
     failures_of_exec(60_000);
     r2_1_wait_returns_while_stdin_is_open();
     r2_2_output_is_byte_exact(64 * 1024 * 1024 + 13);
+    r2_2_large_output_is_byte_exact(256);
     r2_2_fast_exits_lose_nothing(300);
     r2_2_unread_stderr_does_not_block_stdout();
     r2_3_large_stdin_arrives(16 * 1024 * 1024 + 7);
@@ -58,6 +59,7 @@ conformance! {
     r2_3_pty_input_is_byte_exact(4 * 1024 * 1024 + 7);
     r2_5_pty_orphans_and_kill();
     r2_7_resize_and_kill_while_reading();
+    r2_every_input_with_every_end(10_000_000);
     many_threads_share_one_machine(25);
 }
 

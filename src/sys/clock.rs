@@ -58,6 +58,14 @@ impl Clock {
         }
     }
 
+    /// Moves a standing clock to `ns`. Does nothing while it runs.
+    pub fn set(&self, ns: u64) {
+        let mut phase = self.phase.write().unwrap_or_else(|e| e.into_inner());
+        if let Phase::Paused { at } = &mut *phase {
+            *at = ns;
+        }
+    }
+
     /// How long from now until machine time `deadline` (ns), zero when it has passed, `None` while
     /// the clock is paused.
     pub fn until(&self, deadline: u64) -> Option<Duration> {

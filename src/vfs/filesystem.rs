@@ -1,5 +1,7 @@
 //! The trait every file system here implements and every server calls.
 
+use std::sync::Arc;
+
 use super::{
     Attr, Caller, Entry, Errno, FileType, Handle, Name, NodeId, Opened, ReadSink, Result, Seek, SetAttr,
     StatFs, WriteSource,
@@ -255,6 +257,22 @@ pub trait FileSystem: Send + Sync {
         length: u64,
     ) -> Result<u64> {
         let _ = (node, handle, offset, to, to_handle, to_offset, length);
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// A file system for a copy of the client, which goes on with the nodes, handles and cookies it has: the same ids,
+    /// generations, lookup counts, open files and inode numbers as here at this moment. From then on the two count
+    /// apart, each against the same limits.
+    ///
+    /// Where the files are this process's own, they are apart as well: no later change of either shows in the other.
+    /// A directory of the host stays one directory, changes show in both. An operation that runs at the same time is
+    /// wholly in the fork or not at all, but which is open; so a client to be copied stands still meanwhile.
+    ///
+    /// Takes no longer and no more memory than the number of nodes known or changed asks for, whatever their data.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where there is no such thing.
+    fn fork(&self) -> Result<Arc<dyn FileSystem>> {
         Err(Errno::EOPNOTSUPP)
     }
 }

@@ -25,7 +25,7 @@ use crate::memory::GuestRam;
 pub const MMIO_SIZE: u64 = 0x1000;
 
 /// What the status register takes from the driver.
-const STATUS_WRITABLE: u32 =
+pub(super) const STATUS_WRITABLE: u32 =
     STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_DRIVER_OK | STATUS_FEATURES_OK | STATUS_FAILED;
 
 /// One device in its register page.

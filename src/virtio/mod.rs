@@ -19,6 +19,7 @@ pub mod interrupt;
 pub mod mmio;
 pub mod queue;
 pub mod rng;
+mod saved;
 pub mod spec;
 pub mod vsock;
 

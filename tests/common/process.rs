@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use super::{Child, Command, Output, PtySize, Resource, Stdio};
 
 mod pty;
+mod torture;
 pub(crate) use pty::*;
+pub(crate) use torture::*;
 
 /// Makes a command for a program by name.
 pub(crate) type Factory<'a> = &'a (dyn Fn(&str) -> Command + Sync);
@@ -146,6 +148,35 @@ pub(crate) fn r2_2_output_is_byte_exact(command: Factory<'_>, largest: usize) {
             assert_eq!(bytes.len(), len, "{name}");
             assert!(bytes.into_iter().eq(pattern(len)), "{name} of {len} bytes");
         }
+    }
+}
+
+/// So large that neither side may hold it, from a writer that is no brake: each MiB has its number before it.
+pub(crate) fn r2_2_large_output_is_byte_exact(command: Factory<'_>, mib: usize) {
+    const MIB: usize = 1 << 20;
+    let block: Vec<u8> = pattern(MIB).collect();
+    for to_stderr in [false, true] {
+        let script = format!(
+            "f=/tmp/block-$$; yes 0123456789abcde | head -c {MIB} >$f; {} n=0
+            while [ $n -lt {mib} ]; do echo $n; cat $f; n=$((n+1)); done; rm $f; printf end; exit 7",
+            if to_stderr { "exec >&2;" } else { "" }
+        );
+        let mut child = sh(command, &script).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let (said, silent): (&mut dyn Read, &mut dyn Read) =
+            if to_stderr { (&mut stderr, &mut stdout) } else { (&mut stdout, &mut stderr) };
+        let mut got = vec![0; MIB + 16];
+        for n in 0..mib {
+            let number = format!("{n}\n").into_bytes();
+            let got = &mut got[..number.len() + MIB];
+            said.read_exact(got).unwrap();
+            assert!(got[..number.len()] == number && got[number.len()..] == block, "MiB {n}");
+        }
+        let mut rest = Vec::new();
+        said.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"end");
+        assert_eq!(silent.read(&mut got).unwrap(), 0);
+        assert_eq!(child.wait().unwrap().code(), Some(7));
     }
 }
 

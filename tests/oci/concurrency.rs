@@ -74,6 +74,7 @@ fn r6_7_kill_9_at_any_moment_never_harms_the_store() {
             }
         }
     }
+    println!("{finished} of 50 had finished before they were killed");
     assert!(finished < 50, "no child was killed in time");
     let client = client_in(store.path()).build().unwrap();
     assert_whole(&client.pull(&reference).unwrap());

@@ -195,6 +195,38 @@ fn r6_1_a_failed_pull_is_continued_by_the_next() {
 }
 
 #[test]
+fn r6_1_what_other_layers_had_is_kept_when_one_fails() {
+    let registry = Registry::start();
+    let image =
+        Image::new(vec![tar(&[("name", b"bad")]), tar(&[("name", b"good"), ("data", &noise(4, 1_000_000))])]);
+    registry.push(&image, "app:1");
+    let [bad, good] = [0, 1].map(|layer| digest(&image.blobs()[layer]));
+    let dir = scratch();
+    let partial = {
+        let diff = digest(&image.layers[1].0).replace(':', "-");
+        dir.path().join("oci/1/work").join(diff).join(format!("blob-{}", good.replace(':', "-")))
+    };
+    let proxy = Proxy::start(&registry.address(), {
+        let (first, good) = (AtomicUsize::new(0), good.clone());
+        move |request| {
+            if request.path.contains(&bad) && first.fetch_add(1, Ordering::SeqCst) == 0 {
+                let there = || std::fs::metadata(&partial).is_ok_and(|meta| meta.len() == 300_000);
+                crate::support::wait_until("a part of the other layer is here", there);
+                return Action::Answer(404, Vec::new(), Vec::new());
+            }
+            let again = request.header("range").is_some() || !request.path.contains(&good);
+            if again { Action::Forward } else { Action::Stall(300_000) }
+        }
+    });
+    let reference = format!("{}/app:1", proxy.address());
+    let client = client_in(dir.path()).build().unwrap();
+    assert!(matches!(client.pull(&reference), Err(Error::NotFound { .. })));
+    assert_eq!(text(&client.pull(&reference).unwrap()), "good");
+    let last = proxy.requests().into_iter().rfind(|request| request.path.contains(&good)).unwrap();
+    assert_eq!(last.header("range"), Some("bytes=300000-"));
+}
+
+#[test]
 fn r6_1_a_stalled_download_is_noticed() {
     let registry = Registry::start();
     registry.push(&big(), "app:1");

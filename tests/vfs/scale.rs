@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use cc::vfs::layer::{Index, Layer, TarLimits};
 use cc::vfs::{
-    Caller, DirEntry, DirSink, Entry, Errno, FileSystem, HostDir, HostDirOptions, Limits, Name, NodeId,
-    Overlay, SetAttr, mode, open,
+    Caller, DirEntry, DirSink, Entry, Errno, FileSystem, Handle, HostDir, HostDirOptions, Limits, Name,
+    NodeId, Overlay, SetAttr, falloc, mode, open,
 };
 
 const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
@@ -260,6 +260,70 @@ fn r3_7_fifty_thousand_open_and_unlink_cycles_with_256_descriptors() {
     });
 }
 
+#[test]
+fn a_fork_takes_room_for_its_nodes_and_none_for_their_data() {
+    const DATA: u64 = 200 << 20;
+    alone("scale::a_fork_takes_room_for_its_nodes_and_none_for_their_data", || {
+        let make = |fs: &Overlay, dir, text: &str| {
+            let name = Name::new(text.as_bytes()).expect("name");
+            fs.create(&ROOT, dir, name, 0o644, open::RDWR).expect("create").0.node
+        };
+        let fill = |fs: &Overlay, node, len: u64| {
+            let bytes = vec![7; 1 << 20];
+            for at in (0..len).step_by(1 << 20) {
+                let size = (len - at).min(1 << 20) as u32;
+                let n = fs.write(node, Handle(0), at, size, &mut &bytes[..size as usize], false);
+                assert_eq!(n, Ok(size as usize));
+            }
+        };
+        let forked = |what: &str, fs: &Overlay| {
+            let start = std::time::Instant::now();
+            let (fork, kib) = peak(|| fs.fork().expect("fork"));
+            println!("{what}: forked in {:?} with {kib} KiB", start.elapsed());
+            (fork, kib)
+        };
+        // The allocator takes memory from the host in larger pieces.
+        const LITTLE: u64 = 512;
+        let one = Overlay::memory(Limits::default());
+        let node = make(&one, NodeId::ROOT, "f");
+        fill(&one, node, DATA);
+        let (_one_fork, kib) = forked("one file of 200 MiB", &one);
+        assert!(kib < LITTLE, "{kib} KiB");
+
+        let many = Overlay::memory(Limits::default());
+        let mut nodes = Vec::new();
+        for d in 0..100 {
+            let name = format!("d{d}");
+            let name = Name::new(name.as_bytes()).expect("name");
+            let dir = many.mkdir(&ROOT, NodeId::ROOT, name, 0o755).expect("mkdir").node;
+            nodes.extend((0..1000).map(|f| make(&many, dir, &format!("a file with a longer name {f}"))));
+        }
+        let (empty, without) = forked("100 000 empty files", &many);
+        drop(empty);
+        nodes.iter().step_by(31).for_each(|&node| fill(&many, node, DATA / 3226));
+        let (fork, with) = forked("100 000 files with 200 MiB", &many);
+        // The nodes are of one size, whether they have data or not.
+        assert!(with < without + LITTLE && without < 40 << 10, "{with} and {without} KiB");
+        let start = std::time::Instant::now();
+        let (n, kib) = peak(|| fork.write(nodes[0], Handle(0), 5, 1, &mut &b"x"[..], false));
+        println!("the first write after it: {:?} with {kib} KiB", start.elapsed());
+        assert_eq!(n, Ok(1));
+        assert!(kib < LITTLE, "{kib} KiB");
+        let name = Name::new(b"new").expect("name");
+        let dir = lookup(&*fork, "d50");
+        let start = std::time::Instant::now();
+        let (made, kib) = peak(|| fork.mknod(&ROOT, dir, name, mode::FILE | 0o644, 0));
+        println!("the first name in a directory of 1000: {:?} with {kib} KiB", start.elapsed());
+        made.expect("mknod");
+        let start = std::time::Instant::now();
+        drop(fork);
+        println!("the fork dropped in {:?}", start.elapsed());
+        let mut bytes = Vec::new();
+        assert_eq!(many.read(nodes[0], Handle(0), 0, 10, &mut bytes), Ok(10));
+        assert_eq!(bytes, [7; 10]);
+    });
+}
+
 /// A small tmpfs of root's, undone at the end.
 struct SmallDisk(tempfile::TempDir);
 
@@ -336,6 +400,50 @@ fn r3_11_a_full_disk_is_a_clean_enospc_isolated_and_recoverable() {
     assert_eq!(read(other.node, other_open.handle), vec![6; 600_000]);
     assert_eq!(fs.fallocate(other.node, other_open.handle, 600_000, 200_000, 0), Ok(()));
     assert_eq!(read(other.node, other_open.handle)[600_000..], [0; 200_000]);
+}
+
+#[test]
+fn r3_11_a_fork_on_a_full_disk_fails_cleanly_and_alone() {
+    const SIZE: usize = 600_000;
+    let Some(disk) = SmallDisk::new("1m") else {
+        eprintln!("skipped: mounting a tmpfs needs root");
+        return;
+    };
+    let limits = Limits { memory: 64 << 10, spill_dir: Some(disk.0.path().into()), ..Limits::default() };
+    let fs = Overlay::memory(limits);
+    let name = Name::new(b"f").expect("name");
+    let f = fs.create(&ROOT, NodeId::ROOT, name, 0o644, open::RDWR).expect("create").0.node;
+    let write = |fs: &dyn FileSystem, offset: usize, len: usize, byte: u8| {
+        fs.write(f, Handle(0), offset as u64, len as u32, &mut &vec![byte; len][..], false)
+    };
+    let read = |fs: &dyn FileSystem| {
+        let mut bytes = Vec::new();
+        fs.read(f, Handle(0), 0, 8 << 20, &mut bytes).expect("read");
+        bytes
+    };
+    assert_eq!(write(&fs, 0, SIZE, 1), Ok(SIZE));
+    let fork = fs.fork().expect("fork");
+    // There is room for some copies, not for all.
+    let written = write(&*fork, 0, SIZE, 2).expect("a part");
+    assert!((64 << 10..SIZE).contains(&written), "{written}");
+    assert_eq!(write(&*fork, written, 1, 2), Err(Errno::ENOSPC));
+    let set = SetAttr { size: Some(written as u64 + 10), ..SetAttr::default() };
+    assert_eq!(fork.setattr(&ROOT, f, None, &set).map(drop), Err(Errno::ENOSPC));
+    let punch = falloc::PUNCH_HOLE | falloc::KEEP_SIZE;
+    assert_eq!(fork.fallocate(f, Handle(0), written as u64, 4096, punch), Err(Errno::ENOSPC));
+    // Clean and alone: what was said to be written is, and nothing else, here and there.
+    let mut want = vec![1; SIZE];
+    want[..written].fill(2);
+    assert!(read(&*fork) == want);
+    assert!(read(&fs) == [1; SIZE]);
+    // Recoverable, by removing what is the fork's own and by the other's going.
+    let whole = SetAttr { size: Some(0), ..SetAttr::default() };
+    fork.setattr(&ROOT, f, None, &whole).expect("what keeps nothing copies nothing");
+    assert_eq!(write(&*fork, 0, 300_000, 3), Ok(300_000));
+    assert!(read(&*fork) == [3; 300_000]);
+    drop(fork);
+    assert_eq!(write(&fs, 0, 900_000, 4), Ok(900_000));
+    assert!(read(&fs) == [4; 900_000]);
 }
 
 #[test]

@@ -35,7 +35,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Runs a command in a new machine. The default command.
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Fetches an image without running it.
     Pull {
         /// Image, such as alpine, debian:12 or registry.example.com:5000/team/app@sha256:…

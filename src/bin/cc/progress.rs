@@ -40,7 +40,11 @@ impl Bars {
 
     /// Takes the bars away.
     pub(crate) fn clear(&self) {
-        self.bars.lock().unwrap_or_else(|e| e.into_inner()).drain().for_each(|(_, bar)| bar.finish_and_clear());
+        self.bars
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .drain()
+            .for_each(|(_, bar)| bar.finish_and_clear());
         let _ = self.all.clear();
     }
 }

@@ -55,6 +55,9 @@ pub(crate) struct RunArgs {
     /// Kernel to boot: a bzImage or vmlinux file, or a directory with one and its modules
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
+    /// Boot, also where a snapshot of an earlier boot could be restored
+    #[arg(long)]
+    no_boot_snapshot: bool,
     /// Show the kernel's messages on standard error
     #[arg(long)]
     dmesg: bool,
@@ -134,11 +137,15 @@ fn source(name: &str, registry: &RegistryArgs) -> Result<Source, Failure> {
 
 pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let usage = |text: String| Failure::new(USAGE, text);
-    let mounts: Result<Vec<Mount>, String> = args.mount.iter().enumerate().map(|(n, m)| mount(m, n)).collect();
+    let mounts: Result<Vec<Mount>, String> =
+        args.mount.iter().enumerate().map(|(n, m)| mount(m, n)).collect();
     let mounts = mounts.map_err(usage)?;
     let source = source(args.image.as_deref().unwrap_or_default(), &args.registry)?;
 
     let mut builder = Instance::builder(source).memory_mb(args.memory).dmesg(args.dmesg);
+    if args.no_boot_snapshot {
+        builder = builder.boot_snapshot(false);
+    }
     builder = builder.backend(match args.backend {
         BackendArg::Auto => Backend::Auto,
         BackendArg::Soft => Backend::Soft,

@@ -10,7 +10,7 @@
 //! Not modelled: SMI (ignored), ExtINT messages from an IOAPIC or ICR (only LINT0 brings ExtINT),
 //! focus processor, and the arbitration registers (read as zero).
 
-mod spec;
+pub(super) mod spec;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -369,7 +369,7 @@ impl Lapic {
             }
             ESR => state.esr = std::mem::take(&mut state.esr_pending),
             ICR_LOW => {
-                state.icr = state.icr & 0xffff_ffff_0000_0000 | u64::from(value & 0x000c_dfff & !0x1000);
+                state.icr = state.icr & 0xffff_ffff_0000_0000 | u64::from(value & ICR_LOW_WRITABLE);
                 after.send = self.command(state);
             }
             ICR_HIGH if !state.x2apic() => {

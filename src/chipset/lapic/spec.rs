@@ -33,32 +33,36 @@ pub(super) const SELF_IPI: u32 = 0x3f0;
 pub(super) const VERSION_VALUE: u32 = 0x0005_0014;
 
 /// Indices into the LVT, in register order.
-pub(super) const TIMER: usize = 0;
+pub(in crate::chipset) const TIMER: usize = 0;
 pub(super) const LINT0: usize = 3;
 pub(super) const LINT1: usize = 4;
 pub(super) const ERROR: usize = 5;
 
 /// Bits of each LVT entry that can be written.
-pub(super) const LVT_WRITABLE: [u32; 6] = [0x7_00ff, 0x1_07ff, 0x1_07ff, 0x1_a7ff, 0x1_a7ff, 0x1_00ff];
+pub(in crate::chipset) const LVT_WRITABLE: [u32; 6] =
+    [0x7_00ff, 0x1_07ff, 0x1_07ff, 0x1_a7ff, 0x1_a7ff, 0x1_00ff];
 pub(super) const LVT_MASKED: u32 = 1 << 16;
 pub(super) const LVT_EXTINT: u32 = 7 << 8;
 pub(super) const LVT_NMI: u32 = 4 << 8;
 
 pub(super) const SVR_ENABLED: u32 = 1 << 8;
 
-pub(super) const ESR_SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
-pub(super) const ESR_RECEIVED_ILLEGAL_VECTOR: u32 = 1 << 6;
-pub(super) const ESR_ILLEGAL_REGISTER: u32 = 1 << 7;
+pub(in crate::chipset) const ESR_SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
+pub(in crate::chipset) const ESR_RECEIVED_ILLEGAL_VECTOR: u32 = 1 << 6;
+pub(in crate::chipset) const ESR_ILLEGAL_REGISTER: u32 = 1 << 7;
 
 pub(super) const MSR_APIC_BASE: u32 = 0x1b;
 pub(super) const MSR_TSC_DEADLINE: u32 = 0x6e0;
 pub(super) const MSR_X2APIC_FIRST: u32 = 0x800;
 pub(super) const MSR_X2APIC_LAST: u32 = 0x8ff;
 
-pub(super) const BASE_BSP: u64 = 1 << 8;
-pub(super) const BASE_X2APIC: u64 = 1 << 10;
-pub(super) const BASE_ENABLED: u64 = 1 << 11;
-pub(super) const BASE_ADDR: u64 = 0x000f_ffff_ffff_f000;
+pub(in crate::chipset) const BASE_BSP: u64 = 1 << 8;
+pub(in crate::chipset) const BASE_X2APIC: u64 = 1 << 10;
+pub(in crate::chipset) const BASE_ENABLED: u64 = 1 << 11;
+pub(in crate::chipset) const BASE_ADDR: u64 = 0x000f_ffff_ffff_f000;
 
 /// Reserved in the x2APIC ICR; setting them is #GP.
 pub(super) const X2APIC_ICR_RESERVED: u64 = 0xfff3_2000;
+/// Bits of the ICR's low half that keep what is written: all but the delivery status and the
+/// reserved ones.
+pub(in crate::chipset) const ICR_LOW_WRITABLE: u32 = 0x000c_cfff;

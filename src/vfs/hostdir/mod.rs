@@ -9,11 +9,13 @@
 //! `read_only` is enforced here. Device nodes cannot be made, and of the extended attributes only `user.` and POSIX
 //! ACLs are served. Needs `/proc` for what has no call by descriptor.
 
+mod list;
 mod nodes;
 mod ops;
 mod owner;
 #[cfg(test)]
 mod tests;
+mod xattrs;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -94,11 +96,12 @@ pub struct HostDir {
     options: HostDirOptions,
     nodes: Mutex<Nodes>,
     open: Mutex<Open>,
-    owners: Mutex<HashMap<Key, (u32, u32)>>,
+    /// Shared with forks, as the records beside files are.
+    owners: Arc<Mutex<HashMap<Key, (u32, u32)>>>,
     openat2: AtomicBool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Open {
     handles: HashMap<u64, Arc<File>>,
     next: u64,
@@ -142,9 +145,26 @@ impl HostDir {
             options,
             nodes: Mutex::new(Nodes::new(Key::of(&status), options.cached_fds)),
             open: Mutex::default(),
-            owners: Mutex::default(),
+            owners: Arc::default(),
             openat2: AtomicBool::new(true),
         })
+    }
+
+    /// Serves the same directory to a copy of the client: with the same nodes, and with the same files open. Needs no
+    /// descriptor of its own. Changes of the directory show in both.
+    pub fn duplicate(&self) -> HostDir {
+        // Nobody else takes the second lock while holding the first.
+        let nodes = lock(&self.nodes);
+        let open = lock(&self.open).clone();
+        HostDir {
+            root: self.root.clone(),
+            root_dev: self.root_dev,
+            options: self.options,
+            nodes: Mutex::new(nodes.clone()),
+            open: Mutex::new(open),
+            owners: self.owners.clone(),
+            openat2: AtomicBool::new(self.openat2.load(Ordering::Relaxed)),
+        }
     }
 
     fn writable(&self) -> Result<()> {

@@ -29,7 +29,7 @@ impl Key {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Node {
     key: Key,
     parent: u64,
@@ -41,7 +41,7 @@ struct Node {
     pinned: Option<Arc<OwnedFd>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Nodes {
     nodes: HashMap<u64, Node>,
     by_key: HashMap<Key, u64>,

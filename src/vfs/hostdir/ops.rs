@@ -1,26 +1,19 @@
 //! The operations of a host directory.
 
 use std::fs::File;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{
-    self, AtFlags, FallocateFlags, Mode, OFlags, RawDir, RenameFlags, SeekFrom, Timespec, Timestamps,
-    XattrFlags,
-};
+use rustix::fs::{self, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags, SeekFrom, Timespec, Timestamps};
 use rustix::process::getegid;
 
 use super::nodes::Key;
-use super::owner::RECORD;
 use super::{HostDir, Ownership, errno, lock, proc_path, stat};
 use crate::vfs::{
-    Attr, Caller, DirEntry, DirSink, Entry, Errno, FileSystem, FileType, Handle, NAME_MAX, Name, NodeId,
-    Opened, ReadSink, Result, Seek, SetAttr, SetTime, StatFs, WriteSource, falloc, mode, open, rename,
+    Attr, Caller, DirSink, Entry, Errno, FileSystem, Handle, NAME_MAX, Name, NodeId, Opened, ReadSink,
+    Result, Seek, SetAttr, SetTime, StatFs, WriteSource, falloc, mode, open, rename,
 };
 
-const CAPABILITY: &[u8] = b"security.capability";
-const MAX_XATTR: usize = 64 << 10;
 const MAX_COPY: u64 = 64 << 20;
 /// `UTIME_NOW` and `UTIME_OMIT` of `utimensat(2)`.
 const UTIME_NOW: i64 = 0x3fff_ffff;
@@ -35,20 +28,8 @@ fn timespec(time: Option<SetTime>) -> Timespec {
     Timespec { tv_sec, tv_nsec: tv_nsec as _ }
 }
 
-fn check_offset(offset: u64) -> Result<()> {
+pub(super) fn check_offset(offset: u64) -> Result<()> {
     if offset > i64::MAX as u64 { Err(Errno::EINVAL) } else { Ok(()) }
-}
-
-fn check_xattr(name: &[u8]) -> Result<()> {
-    if name.is_empty() || name.len() > NAME_MAX || name.contains(&0) {
-        return Err(Errno::ERANGE);
-    }
-    if name == RECORD.as_bytes() {
-        return Err(Errno::EPERM);
-    }
-    let served = name.starts_with(b"user.")
-        || matches!(name, b"system.posix_acl_access" | b"system.posix_acl_default");
-    if served { Ok(()) } else { Err(Errno::EOPNOTSUPP) }
 }
 
 fn perm(mode: u32) -> Mode {
@@ -70,7 +51,7 @@ impl HostDir {
     }
 
     /// The open file of a handle, which must be of the node.
-    fn file(&self, handle: Handle) -> Result<Arc<File>> {
+    pub(super) fn file(&self, handle: Handle) -> Result<Arc<File>> {
         self.handle(handle)
     }
 
@@ -141,124 +122,6 @@ impl HostDir {
         fs::ftruncate(file, size).map_err(errno)?;
         if kill_suidgid { self.kill_set_id(file) } else { Ok(()) }
     }
-
-    fn list(
-        &self,
-        node: NodeId,
-        handle: Handle,
-        cookie: u64,
-        each: &mut dyn FnMut(DirEntry<'_>) -> Result<bool>,
-    ) -> Result<()> {
-        self.list_dir(node, &*self.file(handle)?, cookie, each)
-    }
-
-    /// For an overlay above: lists a directory without a handle.
-    pub(in crate::vfs) fn list_node(
-        &self,
-        node: NodeId,
-        cookie: u64,
-        each: &mut dyn FnMut(DirEntry<'_>) -> Result<bool>,
-    ) -> Result<()> {
-        self.list_dir(node, &*self.fd(node)?, cookie, each)
-    }
-
-    fn list_dir(
-        &self,
-        node: NodeId,
-        dir: impl AsFd,
-        cookie: u64,
-        each: &mut dyn FnMut(DirEntry<'_>) -> Result<bool>,
-    ) -> Result<()> {
-        check_offset(cookie)?;
-        let status = stat(&dir)?;
-        if u32::from(status.stx_mode) & mode::FMT != mode::DIR {
-            return Err(Errno::ENOTDIR);
-        }
-        let dev = super::device(status.stx_dev_major, status.stx_dev_minor);
-        // Each call has its own position: two calls on one handle must not disturb each other.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let own = self.quietly(flags, |flags| fs::openat(&dir, ".", flags, Mode::empty()))?;
-        fs::seek(&own, SeekFrom::Start(cookie)).map_err(errno)?;
-        // Clients ask for a page or so at a time; what is read beyond it is read again.
-        let mut buffer = [MaybeUninit::<u8>::uninit(); 8 << 10];
-        let mut entries = RawDir::new(&own, &mut buffer);
-        while let Some(entry) = entries.next() {
-            let entry = entry.map_err(errno)?;
-            let name = entry.file_name().to_bytes();
-            let (mut ino, mut kind) = (self.ino(dev, entry.ino()), entry.file_type());
-            match name {
-                b"." => ino = self.ino(dev, status.stx_ino),
-                // What is above the root is nobody's business.
-                b".." => {
-                    let above = lock(&self.nodes).parent(node.0)?;
-                    ino = match self.fd(NodeId(above)).and_then(|fd| stat(&*fd)) {
-                        Ok(s) => self.ino(super::device(s.stx_dev_major, s.stx_dev_minor), s.stx_ino),
-                        Err(_) => self.ino(dev, status.stx_ino),
-                    };
-                }
-                _ if kind == fs::FileType::Unknown => {
-                    match fs::statat(&own, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
-                        Ok(status) => kind = fs::FileType::from_raw_mode(status.st_mode),
-                        Err(rustix::io::Errno::NOENT) => continue,
-                        Err(e) => return Err(errno(e)),
-                    }
-                }
-                _ => {}
-            }
-            let kind = match kind {
-                fs::FileType::Directory => FileType::Dir,
-                fs::FileType::Symlink => FileType::Symlink,
-                fs::FileType::Fifo => FileType::Fifo,
-                fs::FileType::Socket => FileType::Socket,
-                fs::FileType::CharacterDevice => FileType::Char,
-                fs::FileType::BlockDevice => FileType::Block,
-                _ => FileType::File,
-            };
-            if !each(DirEntry { ino, cookie: entry.next_entry_cookie(), kind, name })? {
-                break;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl HostDir {
-    fn host_xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
-        let mut value = vec![0; MAX_XATTR];
-        let len = fs::getxattr(proc_path(&*self.fd(node)?), name, &mut value[..]).map_err(errno)?;
-        value.truncate(len);
-        Ok(value)
-    }
-
-    fn host_xattrs(&self, node: NodeId) -> Result<Vec<u8>> {
-        let mut names = vec![0; MAX_XATTR];
-        let len = fs::listxattr(proc_path(&*self.fd(node)?), &mut names[..]).map_err(errno)?;
-        names.truncate(len);
-        Ok(names)
-    }
-
-    /// For an overlay above: an attribute it shows, capabilities of programs among them. They take effect only in
-    /// front of the client, so that nothing of the host depends on them.
-    pub(in crate::vfs) fn lower_xattr(&self, node: NodeId, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        if check_xattr(name).is_err() && name != CAPABILITY {
-            return Ok(None);
-        }
-        match self.host_xattr(node, name) {
-            Ok(value) => Ok(Some(value)),
-            Err(Errno::ENODATA | Errno::EOPNOTSUPP) => Ok(None),
-            Err(e) => Err(e),
-        }
-    }
-
-    /// The attributes that [`lower_xattr`](Self::lower_xattr) gives.
-    pub(in crate::vfs) fn lower_xattrs(&self, node: NodeId) -> Result<Vec<Box<[u8]>>> {
-        let names = match self.host_xattrs(node) {
-            Err(Errno::EOPNOTSUPP) => return Ok(Vec::new()),
-            other => other?,
-        };
-        let shown = |name: &&[u8]| check_xattr(name).is_ok() || *name == CAPABILITY;
-        Ok(names.split(|&b| b == 0).filter(shown).map(Box::from).collect())
-    }
 }
 
 impl FileSystem for HostDir {
@@ -273,7 +136,8 @@ impl FileSystem for HostDir {
         // An owner kept in memory goes with the file, not with the node.
         if let Some(key) = gone.filter(|_| !lock(&self.owners).is_empty()) {
             let removed = dropped.iter().any(|fd| stat(&**fd).is_ok_and(|s| s.stx_nlink == 0));
-            if removed {
+            // A fork that knows the removed file still has its descriptor.
+            if removed && dropped.iter().all(|fd| Arc::strong_count(fd) == 1) {
                 lock(&self.owners).remove(&key);
             }
         }
@@ -554,6 +418,10 @@ impl FileSystem for HostDir {
         Ok(n)
     }
 
+    fn fork(&self) -> Result<Arc<dyn FileSystem>> {
+        Ok(Arc::new(self.duplicate()))
+    }
+
     fn fsync(&self, node: NodeId, handle: Handle, datasync: bool) -> Result<()> {
         let _ = node;
         let file = self.file(handle)?;
@@ -589,22 +457,7 @@ impl FileSystem for HostDir {
         cookie: u64,
         sink: &mut dyn DirSink,
     ) -> Result<()> {
-        self.list(node, handle, cookie, &mut |entry| {
-            let Ok(name) = Name::new(entry.name) else { return Ok(sink.entry(entry, None)) };
-            match self.lookup(caller, node, name) {
-                Ok(found) => {
-                    let entry = DirEntry { ino: found.attr.ino, kind: found.attr.file_type(), ..entry };
-                    let taken = sink.entry(entry, Some(&found));
-                    if !taken {
-                        self.forget(found.node, 1);
-                    }
-                    Ok(taken)
-                }
-                Err(Errno::ENOENT) => Ok(true),
-                // The name is there all the same: no error may make it vanish.
-                Err(_) => Ok(sink.entry(entry, None)),
-            }
-        })
+        self.list_with_nodes(caller, node, handle, cookie, sink)
     }
 
     fn releasedir(&self, _: NodeId, handle: Handle) {
@@ -626,37 +479,19 @@ impl FileSystem for HostDir {
     }
 
     fn setxattr(&self, _: &Caller, node: NodeId, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
-        self.writable()?;
-        check_xattr(name)?;
-        if value.len() > MAX_XATTR {
-            return Err(Errno::E2BIG);
-        }
-        let flags = XattrFlags::from_bits(flags).ok_or(Errno::EINVAL)?;
-        fs::setxattr(proc_path(&*self.fd(node)?), name, value, flags).map_err(errno)
+        self.set_xattr(node, name, value, flags)
     }
 
     fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
-        match check_xattr(name) {
-            Err(Errno::EPERM | Errno::EOPNOTSUPP) => return Err(Errno::ENODATA),
-            other => other?,
-        }
-        self.host_xattr(node, name)
+        self.get_xattr(node, name)
     }
 
     fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
-        let mut served = Vec::new();
-        for name in self.host_xattrs(node)?.split_inclusive(|&b| b == 0) {
-            if check_xattr(name.strip_suffix(b"\0").unwrap_or(name)).is_ok() {
-                served.extend_from_slice(name);
-            }
-        }
-        Ok(served)
+        self.list_xattrs(node)
     }
 
     fn removexattr(&self, _: &Caller, node: NodeId, name: &[u8]) -> Result<()> {
-        self.writable()?;
-        check_xattr(name)?;
-        fs::removexattr(proc_path(&*self.fd(node)?), name).map_err(errno)
+        self.remove_xattr(node, name)
     }
 
     fn fallocate(&self, _: NodeId, handle: Handle, offset: u64, length: u64, flags: u32) -> Result<()> {

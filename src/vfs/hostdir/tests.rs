@@ -3,7 +3,7 @@
 use std::os::unix::fs::{MetadataExt, symlink};
 
 use super::*;
-use crate::vfs::testing::{Paths, ROOT, against_host};
+use crate::vfs::testing::{Names, Paths, ROOT, against_host};
 use crate::vfs::{FileSystem, Name, SetAttr, mode, open};
 
 fn served(options: HostDirOptions) -> (tempfile::TempDir, HostDir) {
@@ -195,4 +195,103 @@ fn open_and_unlink_cycles_hold_no_descriptors() {
     assert_eq!((refused, handles.len()), (Errno::ENFILE, 64));
     handles.into_iter().for_each(|h| fs.release(entry.node, h));
     fs.open(&ROOT, entry.node, open::RDONLY, false).expect("open");
+}
+
+#[test]
+fn a_fork_has_the_same_nodes_and_handles_and_then_its_own() {
+    let (dir, fs) = served(HostDirOptions { cached_fds: 1, ..HostDirOptions::default() });
+    let name = |text: &'static str| Name::new(text.as_bytes()).expect("name");
+    let make = |text| fs.create(&ROOT, NodeId::ROOT, name(text), 0o600, open::RDWR).expect("create");
+    let (f, f_open) = make("f");
+    let (u, u_open) = make("u");
+    let (other, _) = make("other");
+    for (entry, opened) in [(&f, &f_open), (&u, &u_open)] {
+        fs.write(entry.node, opened.handle, 0, 4, &mut &b"data"[..], false).expect("write");
+    }
+    fs.unlink(&ROOT, NodeId::ROOT, name("u")).expect("unlink");
+    let listed = fs.opendir(&ROOT, NodeId::ROOT).expect("opendir");
+    let mut first = Names { limit: 2, ..Names::default() };
+    fs.readdir(NodeId::ROOT, listed.handle, 0, &mut first).expect("readdir");
+    let known = lock(&fs.nodes).counts();
+
+    let fork = fs.duplicate();
+    assert_eq!(lock(&fork.nodes).counts(), known);
+    let second = fork.fork().expect("a fork of a fork");
+    // What the original gives up, its forks keep.
+    fs.release(u.node, u_open.handle);
+    fs.forget(u.node, 1);
+    assert_eq!(fs.getattr(u.node, None), Err(Errno::ESTALE));
+    for fork in [&fork as &dyn FileSystem, &*second] {
+        assert_eq!(fork.getattr(u.node, None).map(|a| (a.size, a.nlink)), Ok((4, 0)));
+        assert_eq!(fork.read(u.node, u_open.handle, 0, 10, &mut Vec::new()), Ok(4));
+        let (mut rest, mut whole) = (Names::default(), Names::default());
+        fork.readdir(NodeId::ROOT, listed.handle, first.all[1].3, &mut rest).expect("readdir");
+        fs.readdir(NodeId::ROOT, listed.handle, 0, &mut whole).expect("readdir");
+        assert_eq!([first.all.clone(), rest.all].concat(), whole.all);
+        assert_eq!(fork.lookup(&ROOT, NodeId::ROOT, name("other")).map(|e| e.node), Ok(other.node));
+    }
+    // One directory: changes show in all, and a known node is the same file in each.
+    fork.write(f.node, f_open.handle, 1, 2, &mut &b"AT"[..], false).expect("write");
+    assert_eq!(Paths(&fs).read("f"), Ok(b"dATa".to_vec()));
+    assert_eq!(std::fs::read(dir.path().join("f")).expect("read"), b"dATa");
+    Paths(&fs).create("late", 0o600).expect("create");
+    Paths(&fork).attr("late").expect("attr");
+    // New handles are of one side only.
+    let own = fork.open(&ROOT, f.node, open::RDONLY, false).expect("open");
+    assert_eq!(fs.read(f.node, own.handle, 0, 1, &mut Vec::new()), Err(Errno::EBADF));
+    assert_eq!(second.read(f.node, own.handle, 0, 1, &mut Vec::new()), Err(Errno::EBADF));
+}
+
+#[test]
+fn the_model_run_goes_on_in_a_fork() {
+    let (_dir, fs) = served(HostDirOptions { cached_fds: 3, ..HostDirOptions::default() });
+    let real = tempfile::tempdir().expect("dir");
+    against_host(&fs, real.path(), 5, 500);
+    let known: Vec<_> =
+        (b'a'..b'f').filter_map(|c| Paths(&fs).resolve(&char::from(c).to_string()).ok()).collect();
+    assert!(!known.is_empty());
+    let fork = fs.duplicate();
+    against_host(&fork, real.path(), 6, 1000);
+    against_host(&fs, real.path(), 7, 1000);
+    for &node in &known {
+        Paths(&fs).drop(node);
+        Paths(&fork).drop(node);
+    }
+    for side in [&fs, &fork] {
+        let (nodes, _, pinned) = lock(&side.nodes).counts();
+        assert_eq!((nodes, pinned), (1, 0));
+    }
+}
+
+#[test]
+fn forks_take_no_descriptors_and_share_owners_kept_in_memory() {
+    let fds = || std::fs::read_dir("/proc/self/fd").expect("fds").count();
+    let ownership = Ownership::Recorded { uid: 0, gid: 0 };
+    let (_dir, fs) = served(HostDirOptions { ownership, ..HostDirOptions::default() });
+    let paths = Paths(&fs);
+    paths.create("f", 0o600).expect("create");
+    let f = paths.resolve("f").expect("resolve");
+    let handles: Vec<_> = (0..64).map(|_| fs.open(&ROOT, f, open::RDONLY, false).expect("open")).collect();
+    let before = fds();
+    let forks: Vec<HostDir> = (0..100).map(|_| fs.duplicate()).collect();
+    // Other tests open files meanwhile, but not thousands.
+    assert!(fds() < before + 500, "{} {before}", fds());
+    // Links have no attributes beside them, so their owner is in memory.
+    let set = SetAttr { uid: Some(7), ..SetAttr::default() };
+    paths.symlink("f", "l").expect("symlink");
+    Paths(&forks[3]).set("l", set.clone()).expect("chown");
+    assert_eq!(paths.attr("l").map(|a| a.uid), Ok(7));
+    // Removed, it stays owned while anybody knows it, and no longer.
+    let l = paths.resolve("l").expect("resolve");
+    paths.unlink("l").expect("unlink");
+    let fork = fs.duplicate();
+    fs.forget(l, 1);
+    assert_eq!(fork.getattr(l, None).map(|a| a.uid), Ok(7));
+    assert_eq!(lock(&fs.owners).len(), 1);
+    fork.forget(l, 1);
+    assert_eq!(lock(&fs.owners).len(), 0);
+    drop(forks);
+    for opened in handles {
+        assert_eq!(fs.read(f, opened.handle, 0, 1, &mut Vec::new()), Ok(0));
+    }
 }

@@ -392,7 +392,10 @@ impl Index {
         if node.flags & SPARSE == 0 {
             return node.size.div_ceil(512);
         }
-        (0..node.extents).filter_map(|i| self.extent(node, i)).map(|e| e.len.div_ceil(512)).fold(0, u64::saturating_add)
+        (0..node.extents)
+            .filter_map(|i| self.extent(node, i))
+            .map(|e| e.len.div_ceil(512))
+            .fold(0, u64::saturating_add)
     }
 }
 

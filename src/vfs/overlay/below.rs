@@ -6,10 +6,10 @@ use super::directory::{Directory, HostNode};
 use super::lower::{LowerId, Lowers, Merged};
 use crate::vfs::{Attr, FileType, Result};
 
-/// The lower side of an overlay.
-#[derive(Debug)]
+/// The lower side of an overlay; forks share it.
+#[derive(Clone, Debug)]
 pub(super) enum Below {
-    Layers(Box<Lowers>),
+    Layers(Arc<Lowers>),
     Directory(Directory),
 }
 

@@ -3,11 +3,14 @@
 //! Pages are grouped in chunks. For each page, a chunk knows whether it has data of its own (`have`), is a hole that
 //! hides the layer (`hole`), or neither: then the layer's bytes show below `Lower::len`, and beyond it there is a
 //! hole. So a copy-up copies nothing, and a write copies the pages it touches partly.
+//!
+//! A clone shares all bytes. The first change of either copies the map of chunks, and the chunks it changes.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::chunk::{Chunk, Own};
 use super::directory::HostNode;
+use super::shared::SharedMap;
 use super::store::Store;
 use crate::vfs::io::{ReadSink, WriteSource};
 use crate::vfs::layer::Layer;
@@ -63,29 +66,13 @@ impl Lower {
     }
 }
 
-#[derive(Debug, Default)]
-enum Body {
-    #[default]
-    None,
-    /// Shorter than a chunk when the rest is zeros.
-    Memory(Vec<u8>),
-    Slot(u64),
-}
-
-#[derive(Debug, Default)]
-struct Chunk {
-    have: u16,
-    hole: u16,
-    body: Body,
-}
-
 /// Content of a regular file.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Data {
     size: u64,
     pages: u64,
     lower: Option<Lower>,
-    chunks: BTreeMap<u64, Chunk>,
+    chunks: SharedMap<u64, Chunk>,
 }
 
 fn bit(page: u64) -> u16 {
@@ -96,103 +83,6 @@ fn bit(page: u64) -> u16 {
 fn piece(offset: u64, end: u64) -> (u64, u64, u64) {
     let (chunk, start) = (offset / CHUNK, offset % CHUNK);
     (chunk, start, (CHUNK - start).min(end - offset))
-}
-
-impl Chunk {
-    /// Makes room for bytes up to `end` of the chunk.
-    fn reserve(&mut self, end: u64, store: &Store) -> Result<()> {
-        match &mut self.body {
-            Body::Slot(_) => Ok(()),
-            Body::Memory(bytes) => {
-                let old = bytes.capacity() as u64;
-                if end <= bytes.len() as u64 {
-                    return Ok(());
-                }
-                let want = if end <= old { old } else { end.next_power_of_two().min(CHUNK) };
-                if want == old || store.take_memory(want - old) {
-                    bytes.reserve_exact(want as usize - bytes.len());
-                    bytes.resize(end as usize, 0);
-                    // `reserve_exact` may give more than asked for; the count is for what was asked.
-                    bytes.shrink_to(want as usize);
-                    return Ok(());
-                }
-                let slot = store.slot()?;
-                if let Err(e) = store.write(slot, 0, bytes) {
-                    store.free_slot(slot);
-                    return Err(e);
-                }
-                store.give_memory(old);
-                self.body = Body::Slot(slot);
-                Ok(())
-            }
-            Body::None => {
-                let want = end.next_power_of_two().clamp(64, CHUNK);
-                if store.take_memory(want) {
-                    // The allocator knows which memory is zero already.
-                    let mut bytes = vec![0; want as usize];
-                    bytes.truncate(end as usize);
-                    self.body = Body::Memory(bytes);
-                } else {
-                    self.body = Body::Slot(store.slot()?);
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn write(&mut self, start: u64, len: u64, source: &mut dyn WriteSource, store: &Store) -> Result<()> {
-        match &mut self.body {
-            Body::Memory(bytes) => {
-                let room = bytes.get_mut(start as usize..(start + len) as usize).ok_or(Errno::EIO)?;
-                source.fill(room)
-            }
-            Body::Slot(slot) => {
-                let (file, at) = store.place(*slot)?;
-                let n = source.file(file, at + start, len as usize)?;
-                if n as u64 == len { Ok(()) } else { Err(Errno::ENOSPC) }
-            }
-            Body::None => Err(Errno::EIO),
-        }
-    }
-
-    fn read(&self, start: u64, len: u64, sink: &mut dyn ReadSink, store: &Store) -> Result<()> {
-        match &self.body {
-            Body::Memory(bytes) => {
-                let from = (start as usize).min(bytes.len());
-                let to = ((start + len) as usize).min(bytes.len());
-                sink.data(&bytes[from..to])?;
-                sink.zeros(len as usize - (to - from))
-            }
-            Body::Slot(slot) => {
-                let (file, at) = store.place(*slot)?;
-                let n = sink.file(file, at + start, len as usize)?;
-                if n as u64 == len { Ok(()) } else { Err(Errno::EIO) }
-            }
-            Body::None => sink.zeros(len as usize),
-        }
-    }
-
-    /// Makes a part read as zeros, and drops what has no page any more.
-    fn zero(&mut self, start: u64, len: u64, store: &Store) -> Result<()> {
-        match &mut self.body {
-            Body::Memory(bytes) => {
-                let from = (start as usize).min(bytes.len());
-                let to = ((start + len) as usize).min(bytes.len());
-                bytes[from..to].fill(0);
-                Ok(())
-            }
-            Body::Slot(slot) => store.zero(*slot, start, len),
-            Body::None => Ok(()),
-        }
-    }
-
-    fn drop_body(&mut self, store: &Store) {
-        match std::mem::take(&mut self.body) {
-            Body::Memory(bytes) => store.give_memory(bytes.capacity() as u64),
-            Body::Slot(slot) => store.free_slot(slot),
-            Body::None => {}
-        }
-    }
 }
 
 impl Data {
@@ -299,7 +189,7 @@ impl Data {
     ) -> Result<()> {
         let new = self.claim(offset, len, store)?;
         let (chunk, start, _) = piece(offset, offset + len);
-        let result = match self.chunks.get_mut(&chunk) {
+        let result = match self.chunks.edit().get_mut(&chunk) {
             Some(c) => c.write(start, len, source, store),
             None => Err(Errno::EIO),
         };
@@ -322,21 +212,21 @@ impl Data {
         new &= !have;
         store.take_pages(new.count_ones().into())?;
         let result = self.fetch(index, offset, len, new, store).and_then(|fetched| {
-            let chunk = self.chunks.entry(index).or_default();
+            let chunk = self.chunks.edit().entry(index).or_default();
             let mut end = start + len;
             for (at, bytes) in &fetched {
                 end = end.max(at + bytes.len() as u64);
             }
             chunk.reserve(end, store)?;
             for (at, bytes) in &fetched {
-                match &mut chunk.body {
-                    Body::Memory(body) => {
+                match chunk.own(store)? {
+                    Own::Memory(body) => {
                         let room =
                             body.get_mut(*at as usize..*at as usize + bytes.len()).ok_or(Errno::EIO)?;
                         room.copy_from_slice(bytes);
                     }
-                    Body::Slot(slot) => store.write(*slot, *at, bytes)?,
-                    Body::None => return Err(Errno::EIO),
+                    Own::Slot(slot) => store.spill.write(slot, *at, bytes)?,
+                    Own::None => return Err(Errno::EIO),
                 }
             }
             chunk.have |= new;
@@ -381,7 +271,7 @@ impl Data {
     }
 
     fn unclaim(&mut self, index: u64, new: u16, store: &Store) {
-        let Some(chunk) = self.chunks.get_mut(&index) else { return };
+        let Some(chunk) = self.chunks.edit().get_mut(&index) else { return };
         for page in (0..16).filter(|&p| new & bit(p) != 0) {
             // What cannot be zeroed stays ours, so that no stale bytes show later.
             if chunk.zero(page * PAGE, PAGE, store).is_ok() {
@@ -395,12 +285,14 @@ impl Data {
 
     /// Drops a chunk's body, or the chunk, when nothing needs it.
     fn tidy(&mut self, index: u64, store: &Store) {
-        if let Some(chunk) = self.chunks.get_mut(&index)
-            && chunk.have == 0
-        {
+        if self.chunks.get(&index).is_none_or(|chunk| chunk.have != 0) {
+            return;
+        }
+        let chunks = self.chunks.edit();
+        if let Some(chunk) = chunks.get_mut(&index) {
             chunk.drop_body(store);
             if chunk.hole == 0 {
-                self.chunks.remove(&index);
+                chunks.remove(&index);
             }
         }
     }
@@ -410,11 +302,16 @@ impl Data {
             return Err(Errno::EFBIG);
         }
         if size < self.size {
+            // What can fail for want of room comes first, so that all or nothing changes.
+            if !size.is_multiple_of(CHUNK) && self.chunks.contains_key(&(size / CHUNK)) {
+                self.chunks.edit().entry(size / CHUNK).or_default().own(store)?;
+            }
             // The last page's rest must read as zeros when the file grows again.
             let page_end = size.next_multiple_of(PAGE);
             if !size.is_multiple_of(PAGE) && !self.shows_lower(size) {
                 let (index, start, _) = piece(size, page_end);
-                if let Some(chunk) = self.chunks.get_mut(&index)
+                if self.chunks.contains_key(&index)
+                    && let Some(chunk) = self.chunks.edit().get_mut(&index)
                     && chunk.have & bit(size / PAGE) != 0
                 {
                     chunk.zero(start, page_end - size, store)?;
@@ -426,12 +323,7 @@ impl Data {
                     self.lower = None;
                 }
             }
-            let last = page_end.div_ceil(CHUNK);
-            for (_, mut chunk) in self.chunks.split_off(&last) {
-                self.pages -= u64::from(chunk.have.count_ones());
-                store.give_pages(chunk.have.count_ones().into());
-                chunk.drop_body(store);
-            }
+            self.drop_chunks(page_end.div_ceil(CHUNK), store);
             if !page_end.is_multiple_of(CHUNK) {
                 let index = page_end / CHUNK;
                 self.drop_pages(index, page_end % CHUNK, CHUNK - page_end % CHUNK, false, store)?;
@@ -441,12 +333,29 @@ impl Data {
         Ok(())
     }
 
+    /// Drops all chunks from one on.
+    fn drop_chunks(&mut self, from: u64, store: &Store) {
+        let mut gone = 0;
+        for (_, chunk) in self.chunks.range(from..) {
+            gone += u64::from(chunk.have.count_ones());
+            chunk.give_back(store);
+        }
+        self.pages -= gone;
+        store.give_pages(gone);
+        if from == 0 {
+            // Nothing is kept, so nothing need be copied to change it.
+            self.chunks = SharedMap::default();
+        } else if self.chunks.range(from..).next().is_some() {
+            self.chunks.edit().split_off(&from);
+        }
+    }
+
     /// Turns whole pages of one chunk into holes.
     fn drop_pages(&mut self, index: u64, start: u64, len: u64, hide: bool, store: &Store) -> Result<()> {
-        if hide && !self.chunks.contains_key(&index) {
-            self.chunks.insert(index, Chunk::default());
+        if !hide && !self.chunks.contains_key(&index) {
+            return Ok(());
         }
-        let Some(chunk) = self.chunks.get_mut(&index) else { return Ok(()) };
+        let chunk = self.chunks.edit().entry(index).or_default();
         let range = start / PAGE..(start + len) / PAGE;
         let mask = range.fold(0, |mask, page| mask | bit(page));
         if chunk.have & mask == chunk.have {
@@ -495,7 +404,9 @@ impl Data {
                 if self.shows_lower(from) {
                     self.claim(from, part.end - part.start, store)?;
                 }
-                if let Some(chunk) = self.chunks.get_mut(&index) {
+                if self.chunks.contains_key(&index)
+                    && let Some(chunk) = self.chunks.edit().get_mut(&index)
+                {
                     chunk.zero(part.start, part.end - part.start, store)?;
                 }
             }
@@ -520,12 +431,12 @@ impl Data {
                     let new = self.chunks.get(&index).is_none_or(|c| c.have & bit(page) == 0);
                     if new {
                         store.take_pages(1)?;
-                        let chunk = self.chunks.entry(index).or_default();
+                        let chunk = self.chunks.edit().entry(index).or_default();
                         let end = (page + 1) * PAGE - index * CHUNK;
                         let place = |chunk: &mut Chunk| {
                             chunk.reserve(end, store)?;
-                            match chunk.body {
-                                Body::Slot(slot) => store.allocate(slot, end - PAGE, PAGE),
+                            match chunk.own(store)? {
+                                Own::Slot(slot) => store.spill.allocate(slot, end - PAGE, PAGE),
                                 _ => Ok(()),
                             }
                         };
@@ -602,10 +513,7 @@ impl Data {
 
     /// Gives everything back.
     pub(super) fn clear(&mut self, store: &Store) {
-        for chunk in self.chunks.values_mut() {
-            chunk.drop_body(store);
-        }
-        store.give_pages(self.pages);
+        self.drop_chunks(0, store);
         *self = Data::default();
     }
 }

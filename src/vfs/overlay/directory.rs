@@ -20,7 +20,7 @@ use crate::vfs::{Attr, Caller, Errno, FileSystem, HostDir, HostDirOptions, Name,
 /// Descriptors for reading content that are kept open.
 const OPEN_FILES: usize = 64;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Directory {
     host: Arc<Host>,
 }

@@ -9,8 +9,9 @@ use std::io::{self, Write};
 use super::Overlay;
 use super::below::{Below, Found};
 use super::node::{Body, Change, Dir, Node};
+use super::source::make_node;
 use super::tar_writer::TarWriter;
-use super::tree::{Tree, make_node};
+use super::tree::Tree;
 use crate::vfs::{Errno, FileType, NodeId};
 
 const WHITEOUT: &[u8] = b".wh.";

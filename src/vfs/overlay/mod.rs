@@ -9,32 +9,48 @@
 //! Node numbers are then the overlay's own, stable while a client knows the node, and the inode numbers shown are the
 //! host's.
 //!
+//! A fork has nodes of its own and shares all that is large: file data by chunks, the names of a directory, extended
+//! attributes, what is below. Whoever changes such a thing first copies it.
+//!
 //! One lock guards the tree; reading takes it shared. No host path is ever made from a name of a layer or a caller.
 //! When a cap is reached, what needs more fails with `ENOSPC`; removing always works and makes room.
 
 mod acl;
 mod below;
+mod chunk;
 mod data;
 #[cfg(target_os = "linux")]
 mod directory;
 #[cfg(not(target_os = "linux"))]
 #[path = "no_directory.rs"]
 mod directory;
+#[cfg(all(test, target_os = "linux"))]
+mod directory_tests;
 mod export;
 #[cfg(test)]
 mod export_tests;
+mod fork;
+#[cfg(all(test, target_os = "linux"))]
+mod fork_tests;
+mod list;
 mod lower;
+mod make;
 mod node;
 mod ops;
+mod rename;
+mod shared;
+mod source;
+mod spill;
 mod store;
 mod tar_writer;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod xattrs;
 
 pub use store::Limits;
 
-use std::sync::RwLock;
+use std::sync::{Arc, RwLock};
 
 use below::Below;
 use lower::Lowers;
@@ -78,6 +94,7 @@ pub enum OverlayError {
 #[derive(Debug)]
 pub struct Overlay {
     below: Below,
+    // Before the tree, so that with the last overlay the spill file is closed and not emptied slot by slot.
     store: Store,
     tree: RwLock<Tree>,
 }
@@ -88,7 +105,7 @@ impl Overlay {
     /// # Errors
     /// [`OverlayError`] where a layer needs something of lower layers that is not there.
     pub fn new(layers: Vec<Layer>, limits: Limits) -> Result<Overlay, OverlayError> {
-        Overlay::over(Below::Layers(Box::new(Lowers::new(layers)?)), limits).map_err(OverlayError::Root)
+        Overlay::over(Below::Layers(Arc::new(Lowers::new(layers)?)), limits).map_err(OverlayError::Root)
     }
 
     /// Puts the host's directory `path` under an empty upper. Everything in it is seen as `options` say, `read_only`
@@ -118,6 +135,14 @@ impl Overlay {
     /// An empty file system in memory.
     pub fn memory(limits: Limits) -> Overlay {
         let tree = RwLock::new(Tree::empty());
-        Overlay { below: Below::Layers(Box::default()), store: Store::new(limits), tree }
+        Overlay { below: Below::Layers(Arc::default()), store: Store::new(limits), tree }
+    }
+}
+
+#[cfg(test)]
+impl Overlay {
+    /// Pages, inodes and nodes looked up: what must be back to the start when all is removed and forgotten.
+    pub(super) fn usage(&self) -> (u64, u64) {
+        (self.store.pages(), self.store.inodes())
     }
 }

@@ -8,7 +8,7 @@ use super::node::XattrMap;
 use crate::vfs::io::ReadSink;
 use crate::vfs::{Attr, Result};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Directory {}
 
 #[derive(Debug)]

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::below::LowerDir;
 use super::data::Data;
 use super::directory::HostNode;
 use super::lower::LowerId;
+use super::shared::SharedMap;
 use crate::vfs::{FileType, Time};
 
 /// Most names of one file, as ext4 has it.
@@ -32,30 +33,58 @@ pub(super) struct Node {
     pub(super) body: Body,
 }
 
+impl Clone for Node {
+    fn clone(&self) -> Node {
+        Node {
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            rdev: self.rdev,
+            nlink: self.nlink,
+            atime: self.atime,
+            mtime: self.mtime,
+            ctime: self.ctime,
+            lookups: AtomicU64::new(self.lookups.load(Ordering::Relaxed)),
+            dirty: self.dirty,
+            xattrs: self.xattrs.clone(),
+            host: self.host.clone(),
+            body: self.body.clone(),
+        }
+    }
+}
+
+impl Node {
+    /// Whether nobody looks at the node, nothing below needs it, and it is as below or without a name.
+    pub(super) fn unused(&self) -> bool {
+        let needed = matches!(&self.body, Body::Dir(dir) if dir.children > 0);
+        !needed && self.lookups.load(Ordering::Relaxed) == 0 && (!self.dirty || self.nlink == 0)
+    }
+}
+
 /// Positions of entries end here: what comes after are the cookies of a host directory.
 pub(super) const END_OF_POSITIONS: u64 = u32::MAX as u64 - 15;
 
 /// Extended attributes by name.
 pub(super) type XattrMap = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Xattrs {
     Lower(LowerId),
     /// Those of the host's file, [`Node::host`].
     Host,
-    Own(XattrMap),
+    Own(SharedMap<Box<[u8]>, Box<[u8]>>),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Body {
     Dir(Box<Dir>),
     File(Data),
-    Symlink(Box<[u8]>),
+    Symlink(Arc<[u8]>),
     Special,
 }
 
 /// A directory: what it is made of below the upper, and the changes to that.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Dir {
     pub(super) parent: u64,
     /// Directories in the table that have this one as parent: the way up from them must not get lost.
@@ -63,9 +92,16 @@ pub(super) struct Dir {
     pub(super) lower: LowerDir,
     pub(super) lower_positions: u64,
     pub(super) subdirs: u32,
-    names: HashMap<Arc<[u8]>, Change>,
-    order: BTreeMap<u64, Arc<[u8]>>,
+    /// Shared with forks until one of them changes a name here.
+    names: Arc<Names>,
     next: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Names {
+    all: HashMap<Arc<[u8]>, Change>,
+    /// Those of nodes, by position.
+    order: BTreeMap<u64, Arc<[u8]>>,
 }
 
 /// What a name of a directory has become.
@@ -85,38 +121,37 @@ impl Dir {
             lower,
             lower_positions,
             subdirs,
-            names: HashMap::new(),
-            order: BTreeMap::new(),
+            names: Arc::default(),
             next: lower_positions,
         }
     }
 
     pub(super) fn get(&self, name: &[u8]) -> Option<Change> {
-        self.names.get(name).copied()
+        self.names.all.get(name).copied()
     }
 
     /// The names that differ from below.
     pub(super) fn changes(&self) -> impl Iterator<Item = (&[u8], Change)> {
-        self.names.iter().map(|(name, &change)| (&**name, change))
+        self.names.all.iter().map(|(name, &change)| (&**name, change))
     }
 
     /// Whether any name leads to a node of the upper.
     pub(super) fn has_nodes(&self) -> bool {
-        !self.order.is_empty()
+        !self.names.order.is_empty()
     }
 
     pub(super) fn put(&mut self, name: &[u8], ino: u64, kind: FileType) {
-        let name: Arc<[u8]> =
-            self.names.get_key_value(name).map_or_else(|| name.into(), |(key, _)| key.clone());
         if self.next >= END_OF_POSITIONS {
             self.renumber();
         }
+        let names = Arc::make_mut(&mut self.names);
+        let name = names.key(name);
         let position = self.next;
         self.next += 1;
-        self.order.insert(position, name.clone());
-        let old = self.names.insert(name, Change::Node { ino, kind, position });
+        names.order.insert(position, name.clone());
+        let old = names.all.insert(name, Change::Node { ino, kind, position });
         if let Some(Change::Node { position, .. }) = old {
-            self.order.remove(&position);
+            names.order.remove(&position);
         }
     }
 
@@ -129,10 +164,11 @@ impl Dir {
     /// than four thousand million new names in one directory.
     fn renumber(&mut self) {
         self.next = self.lower_positions;
-        for (_, name) in std::mem::take(&mut self.order) {
-            if let Some(Change::Node { position, .. }) = self.names.get_mut(&name) {
+        let names = Arc::make_mut(&mut self.names);
+        for (_, name) in std::mem::take(&mut names.order) {
+            if let Some(Change::Node { position, .. }) = names.all.get_mut(&name) {
                 *position = self.next;
-                self.order.insert(self.next, name);
+                names.order.insert(self.next, name);
                 self.next += 1;
             }
         }
@@ -140,21 +176,21 @@ impl Dir {
 
     /// Takes a name away; `whiteout` where a layer has it.
     pub(super) fn remove(&mut self, name: &[u8], whiteout: bool) {
+        let names = Arc::make_mut(&mut self.names);
         let old = if whiteout {
-            let name: Arc<[u8]> =
-                self.names.get_key_value(name).map_or_else(|| name.into(), |(key, _)| key.clone());
-            self.names.insert(name, Change::Whiteout)
+            let name = names.key(name);
+            names.all.insert(name, Change::Whiteout)
         } else {
-            self.names.remove(name)
+            names.all.remove(name)
         };
         if let Some(Change::Node { position, .. }) = old {
-            self.order.remove(&position);
+            names.order.remove(&position);
         }
     }
 
     /// Entries of the upper from a position on.
     pub(super) fn upper(&self, from: u64) -> impl Iterator<Item = (u64, &[u8], u64, FileType)> {
-        self.order.range(from..).filter_map(|(&position, name)| match self.names.get(name) {
+        self.names.order.range(from..).filter_map(|(&position, name)| match self.names.all.get(name) {
             Some(&Change::Node { ino, kind, .. }) => Some((position, &**name, ino, kind)),
             _ => None,
         })
@@ -162,7 +198,14 @@ impl Dir {
 
     /// Bytes of metadata that the names take.
     pub(super) fn charged(&self) -> u64 {
-        self.names.keys().map(|name| charge(name)).sum()
+        self.names.all.keys().map(|name| charge(name)).sum()
+    }
+}
+
+impl Names {
+    /// A name as it is kept already, or a new one.
+    fn key(&self, name: &[u8]) -> Arc<[u8]> {
+        self.all.get_key_value(name).map_or_else(|| name.into(), |(key, _)| key.clone())
     }
 }
 

@@ -1,20 +1,18 @@
 //! The operations of the overlay.
 
-use std::sync::{PoisonError, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
 use super::below::LowerDir;
 use super::data::{Data, MAX_SIZE, PAGE};
-use super::node::{Body, Dir, END_OF_POSITIONS, MAX_NLINK, Node, Xattrs};
-use super::tree::{Tree, new_node};
+use super::node::{Body, Dir, MAX_NLINK, Node, Xattrs};
+use super::tree::Tree;
 use super::{Overlay, acl};
 use crate::vfs::{
-    Attr, Caller, DirEntry, DirSink, Entry, Errno, FileSystem, FileType, Handle, NAME_MAX, Name, NodeId,
-    Opened, ReadSink, Result, Seek, SetAttr, SetTime, StatFs, Time, WriteSource, falloc, mode, open, rename,
-    xattr,
+    Attr, Caller, DirSink, Entry, Errno, FileSystem, FileType, Handle, NAME_MAX, Name, NodeId, Opened,
+    ReadSink, Result, Seek, SetAttr, SetTime, StatFs, Time, WriteSource, falloc, mode, open,
 };
 
 const MAX_TARGET: usize = 4095;
-const MAX_XATTR: usize = 64 << 10;
 const CAPABILITY: &[u8] = b"security.capability";
 const OPENED: Opened = Opened { handle: Handle(0), keep_cache: true };
 /// Bytes that one `copy_file_range` moves at most, so that the lock is free again soon.
@@ -76,116 +74,6 @@ impl Overlay {
         content_changed(node, kill_suidgid);
         Ok(result)
     }
-
-    fn make(
-        &self,
-        caller: &Caller,
-        parent: NodeId,
-        name: Name<'_>,
-        mut mode: u32,
-        rdev: u32,
-        body: impl FnOnce() -> Body,
-    ) -> Result<Entry> {
-        let mut tree = self.exclusive();
-        tree.live_dir(parent.0)?;
-        if tree.child(&self.below, parent.0, &name)?.is_some() {
-            return Err(Errno::EEXIST);
-        }
-        let kind = FileType::from_mode(mode).ok_or(Errno::EINVAL)?;
-        let is_dir = kind == FileType::Dir;
-        if let Xattrs::Host = tree.get(parent.0)?.xattrs {
-            tree.get_mut(parent.0)?.own_xattrs(&self.below, &self.store)?;
-        }
-        let above = tree.get(parent.0)?;
-        let mut gid = caller.gid;
-        if above.mode & mode::SGID != 0 {
-            gid = above.gid;
-            mode |= if is_dir { mode::SGID } else { 0 };
-        }
-        let default =
-            if kind == FileType::Symlink { None } else { above.xattr(&self.below, acl::DEFAULT)? };
-        let mut acls = Vec::new();
-        if let Some(default) = default {
-            mode &= !0o777 | acl::mode_of(&default);
-            if !acl::minimal(&default) {
-                acls.push((acl::ACCESS, acl::with_mode(&default, mode)));
-            }
-            if is_dir {
-                acls.push((acl::DEFAULT, default.into_vec()));
-            }
-        }
-        let mut node = new_node(mode, caller.uid, gid, if is_dir { 2 } else { 1 }, body());
-        node.rdev = rdev;
-        if let Body::Dir(dir) = &mut node.body {
-            dir.parent = parent.0;
-        }
-        let ino = tree.add(&self.store, node)?;
-        let bytes = acls.iter().map(|(n, v)| (n.len() + v.len()) as u64).sum();
-        let named = self.store.take_metadata(bytes).and_then(|()| {
-            if let Xattrs::Own(own) = &mut tree.get_mut(ino)?.xattrs {
-                own.extend(acls.into_iter().map(|(n, v)| (n.into(), v.into())));
-            }
-            tree.put_name(&self.store, parent.0, &name, ino, kind)
-        });
-        if let Err(e) = named {
-            tree.unlinked(&self.store, ino)?;
-            return Err(e);
-        }
-        if is_dir {
-            tree.add_subdir(parent.0, 1)?;
-        }
-        tree.entry(ino)
-    }
-
-    fn list(&self, node: NodeId, cookie: u64, each: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
-        let tree = self.shared();
-        let dir = tree.dir(node.0)?;
-        let shown = |ino| tree.get(ino).map_or(ino, |node| node.shown(ino));
-        for (at, (ino, name)) in [(node.0, &b"."[..]), (dir.parent, b"..")].into_iter().enumerate() {
-            let entry = DirEntry { ino: shown(ino), cookie: at as u64 + 1, kind: FileType::Dir, name };
-            if cookie <= at as u64 && !each(entry) {
-                return Ok(());
-            }
-        }
-        if tree.get(node.0)?.nlink == 0 {
-            return Ok(());
-        }
-        let from = cookie.saturating_sub(2);
-        let mut room = true;
-        let over_host = matches!(dir.lower, LowerDir::Directory(_));
-        if !over_host && from < dir.lower_positions {
-            self.below.list(&dir.lower, from, &mut |position, name, ino, kind| {
-                room = dir.get(name).is_some() || each(DirEntry { ino, cookie: position + 3, kind, name });
-                room
-            })?;
-        }
-        if room && from <= END_OF_POSITIONS {
-            for (position, name, ino, kind) in dir.upper(from) {
-                room = each(DirEntry { ino: shown(ino), cookie: position + 3, kind, name });
-                if !room {
-                    break;
-                }
-            }
-        }
-        if room && over_host {
-            self.below.list(&dir.lower, to_host(cookie), &mut |next, name, ino, kind| {
-                dir.get(name).is_some() || each(DirEntry { ino, cookie: from_host(next), kind, name })
-            })?;
-        }
-        Ok(())
-    }
-}
-
-/// Cookies of a host directory come after all positions of the upper. Hosts use numbers up to 2^63 - 1, which is the
-/// end of a directory, but none in a stretch of 2^32 before it.
-const HOST_COOKIES: u64 = 1 << 32;
-
-fn from_host(cookie: u64) -> u64 {
-    cookie.saturating_add(HOST_COOKIES).min(i64::MAX as u64)
-}
-
-fn to_host(cookie: u64) -> u64 {
-    if cookie >= i64::MAX as u64 { i64::MAX as u64 } else { cookie.saturating_sub(HOST_COOKIES) }
 }
 
 /// What a change of content does besides.
@@ -386,81 +274,7 @@ impl FileSystem for Overlay {
         new_name: Name<'_>,
         flags: u32,
     ) -> Result<()> {
-        let exchange = flags == rename::EXCHANGE;
-        if !matches!(flags, 0 | rename::NOREPLACE | rename::EXCHANGE) {
-            return Err(Errno::EINVAL);
-        }
-        let mut tree = self.exclusive();
-        tree.live_dir(parent.0)?;
-        tree.live_dir(new_parent.0)?;
-        let source = tree.child(&self.below, parent.0, &name)?.ok_or(Errno::ENOENT)?;
-        let target = tree.child(&self.below, new_parent.0, &new_name)?;
-        if flags == rename::NOREPLACE && target.is_some() {
-            return Err(Errno::EEXIST);
-        }
-        if exchange && target.is_none() {
-            return Err(Errno::ENOENT);
-        }
-        tree.load(&self.below, parent.0, &source)?;
-        let source_dir = source.kind == FileType::Dir;
-        if source_dir && tree.is_below(new_parent.0, source.ino)? {
-            return Err(Errno::EINVAL);
-        }
-        if let Some(target) = &target {
-            if target.ino == source.ino {
-                return Ok(());
-            }
-            tree.load(&self.below, new_parent.0, target)?;
-            let target_dir = target.kind == FileType::Dir;
-            if target_dir && tree.is_below(parent.0, target.ino)? {
-                return Err(if exchange { Errno::EINVAL } else { Errno::ENOTEMPTY });
-            }
-            if !exchange {
-                match (source_dir, target_dir) {
-                    (true, false) => return Err(Errno::ENOTDIR),
-                    (false, true) => return Err(Errno::EISDIR),
-                    (true, true) if !tree.is_empty(&self.below, target.ino)? => {
-                        return Err(Errno::ENOTEMPTY);
-                    }
-                    _ => {}
-                }
-            }
-        }
-        let (old, new) = (parent.0, new_parent.0);
-        let now = Time::now();
-        // Everything that can fail for want of room comes before the first change that shows.
-        tree.dirty(&self.store, source.ino, false)?;
-        tree.dirty(&self.store, old, false)?;
-        if let (true, Some(target)) = (exchange, &target) {
-            tree.dirty(&self.store, target.ino, false)?;
-            tree.put_name(&self.store, new, &new_name, source.ino, source.kind)?;
-            if let Err(e) = tree.put_name(&self.store, old, &name, target.ino, target.kind) {
-                tree.put_name(&self.store, new, &new_name, target.ino, target.kind)?;
-                return Err(e);
-            }
-            if target.kind == FileType::Dir {
-                tree.set_parent(&self.store, target.ino, old)?;
-                tree.add_subdir(new, -1)?;
-                tree.add_subdir(old, 1)?;
-            }
-            tree.get_mut(target.ino)?.ctime = now;
-        } else {
-            tree.put_name(&self.store, new, &new_name, source.ino, source.kind)?;
-            tree.remove_name(&self.below, &self.store, old, &name)?;
-            if let Some(target) = &target {
-                if target.kind == FileType::Dir {
-                    tree.add_subdir(new, -1)?;
-                }
-                tree.unlinked(&self.store, target.ino)?;
-            }
-        }
-        if source_dir {
-            tree.set_parent(&self.store, source.ino, new)?;
-            tree.add_subdir(old, -1)?;
-            tree.add_subdir(new, 1)?;
-        }
-        tree.get_mut(source.ino)?.ctime = now;
-        Ok(())
+        self.rename_entry(parent, name, new_parent, new_name, flags)
     }
 
     fn open(&self, _: &Caller, node: NodeId, flags: u32, kill_suidgid: bool) -> Result<Opened> {
@@ -548,6 +362,10 @@ impl FileSystem for Overlay {
         usize::try_from(n).map_err(|_| Errno::EIO)
     }
 
+    fn fork(&self) -> Result<Arc<dyn FileSystem>> {
+        Ok(Arc::new(self.duplicate()))
+    }
+
     fn fsync(&self, node: NodeId, _: Handle, _: bool) -> Result<()> {
         // The upper lives as long as this process: there is no medium to reach.
         self.shared().get(node.0).map(drop)
@@ -575,43 +393,7 @@ impl FileSystem for Overlay {
         cookie: u64,
         sink: &mut dyn DirSink,
     ) -> Result<()> {
-        // Names are gathered under the shared lock, a few at a time, and looked up after.
-        // More each time: how many the sink takes shows only then.
-        const MOST: usize = 1024;
-        let mut size = 32;
-        let mut cookie = cookie;
-        loop {
-            let mut batch: Vec<(u64, u64, FileType, Vec<u8>)> = Vec::with_capacity(size);
-            self.list(node, cookie, &mut |e| {
-                batch.push((e.ino, e.cookie, e.kind, e.name.to_vec()));
-                batch.len() < size
-            })?;
-            for (ino, next, kind, name) in &batch {
-                let entry = DirEntry { ino: *ino, cookie: *next, kind: *kind, name };
-                cookie = *next;
-                let Ok(valid) = Name::new(name) else {
-                    if !sink.entry(entry, None) {
-                        return Ok(());
-                    }
-                    continue;
-                };
-                match self.lookup(caller, node, valid) {
-                    Ok(found) => {
-                        let entry = DirEntry { ino: found.attr.ino, kind: found.attr.file_type(), ..entry };
-                        if !sink.entry(entry, Some(&found)) {
-                            self.forget(found.node, 1);
-                            return Ok(());
-                        }
-                    }
-                    Err(Errno::ENOENT) => {}
-                    Err(e) => return Err(e),
-                }
-            }
-            if batch.len() < size {
-                return Ok(());
-            }
-            size = (size * 2).min(MOST);
-        }
+        self.list_with_nodes(caller, node, cookie, sink)
     }
 
     fn releasedir(&self, _: NodeId, _: Handle) {}
@@ -632,94 +414,19 @@ impl FileSystem for Overlay {
     }
 
     fn setxattr(&self, _: &Caller, id: NodeId, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
-        if name.is_empty() || name.len() > NAME_MAX || name.contains(&0) {
-            return Err(Errno::ERANGE);
-        }
-        if value.len() > MAX_XATTR {
-            return Err(Errno::E2BIG);
-        }
-        if !matches!(flags, 0 | xattr::CREATE | xattr::REPLACE) {
-            return Err(Errno::EINVAL);
-        }
-        let mut tree = self.exclusive();
-        let kind = tree.get(id.0)?.kind();
-        let is_acl = name == acl::ACCESS || name == acl::DEFAULT;
-        if name.starts_with(b"user.") {
-            if !matches!(kind, FileType::File | FileType::Dir) {
-                return Err(Errno::EPERM);
-            }
-        } else if is_acl {
-            acl::check(value)?;
-            if kind == FileType::Symlink {
-                return Err(Errno::EOPNOTSUPP);
-            }
-            if name == acl::DEFAULT && kind != FileType::Dir {
-                return Err(Errno::EACCES);
-            }
-        } else if !name.starts_with(b"trusted.") && !name.starts_with(b"security.") {
-            return Err(Errno::EOPNOTSUPP);
-        }
-        let exists = tree.get(id.0)?.xattr(&self.below, name)?.is_some();
-        match flags {
-            xattr::CREATE if exists => return Err(Errno::EEXIST),
-            xattr::REPLACE if !exists => return Err(Errno::ENODATA),
-            _ => {}
-        }
-        let node = tree.dirty(&self.store, id.0, false)?;
-        let own = node.own_xattrs(&self.below, &self.store)?;
-        let names: usize = own.keys().map(|n| n.len() + 1).sum();
-        if !exists && names + name.len() >= MAX_XATTR {
-            return Err(Errno::ENOSPC);
-        }
-        self.store.take_metadata((name.len() + value.len()) as u64)?;
-        if let Some(old) = own.insert(name.into(), value.into()) {
-            self.store.give_metadata((name.len() + old.len()) as u64);
-        }
-        if name == acl::ACCESS {
-            node.mode = node.mode & !0o777 | acl::mode_of(value);
-        }
-        node.ctime = Time::now();
-        Ok(())
+        self.set_xattr(id, name, value, flags)
     }
 
     fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
-        let tree = self.shared();
-        tree.get(node.0)?.xattr(&self.below, name)?.map(|v| v.into_vec()).ok_or(Errno::ENODATA)
+        self.get_xattr(node, name)
     }
 
     fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
-        let tree = self.shared();
-        let mut list = Vec::new();
-        let mut add = |name: &[u8]| {
-            list.extend_from_slice(name);
-            list.push(0);
-        };
-        let node = tree.get(node.0)?;
-        match &node.xattrs {
-            Xattrs::Own(own) => own.keys().for_each(|name| add(name)),
-            Xattrs::Host => {
-                if let Some(host) = &node.host {
-                    host.xattr_names()?.iter().for_each(|name| add(name));
-                }
-            }
-            Xattrs::Lower(id) => {
-                if let Some(layer) = self.below.lowers().and_then(|lowers| lowers.layer(*id)) {
-                    layer.index().xattrs(&layer.index().inode(id.inode)).for_each(|(name, _)| add(name));
-                }
-            }
-        }
-        Ok(list)
+        self.list_xattrs(node)
     }
 
     fn removexattr(&self, _: &Caller, id: NodeId, name: &[u8]) -> Result<()> {
-        let mut tree = self.exclusive();
-        tree.get(id.0)?.xattr(&self.below, name)?.ok_or(Errno::ENODATA)?;
-        let node = tree.dirty(&self.store, id.0, false)?;
-        if let Some(old) = node.own_xattrs(&self.below, &self.store)?.remove(name) {
-            self.store.give_metadata((name.len() + old.len()) as u64);
-        }
-        node.ctime = Time::now();
-        Ok(())
+        self.remove_xattr(id, name)
     }
 
     fn fallocate(&self, node: NodeId, _: Handle, offset: u64, length: u64, flags: u32) -> Result<()> {
@@ -793,13 +500,5 @@ impl FileSystem for Overlay {
         }
         let mut source = &bytes[..];
         self.change(to, true, |data| data.write(to_offset, bytes.len() as u64, &mut source, &self.store))
-    }
-}
-
-#[cfg(test)]
-impl Overlay {
-    /// Pages, inodes and nodes looked up: what must be back to the start when all is removed and forgotten.
-    pub(super) fn usage(&self) -> (u64, u64) {
-        (self.store.pages(), self.store.inodes())
     }
 }

@@ -1,14 +1,13 @@
-//! Where file data of the upper lives: in memory up to a cap, then in slots of an unlinked file.
+//! The bounds of the upper and what is used of them. File data lives in memory up to a cap, then in the spill file.
+//!
+//! Each file system counts what it shows: bytes that forks have in common count in every one of them.
 
-use std::fs::File;
-use std::io;
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
-use super::data::{CHUNK, PAGE};
-use crate::vfs::io::write_all_at;
+use super::data::PAGE;
+use super::spill::Spill;
 use crate::vfs::{Errno, Result};
 
 /// Bounds of the writable upper.
@@ -33,7 +32,7 @@ impl Default for Limits {
     }
 }
 
-/// Accounting and the spill file.
+/// Accounting, and the spill file.
 #[derive(Debug)]
 pub(super) struct Store {
     pub(super) limits: Limits,
@@ -41,14 +40,8 @@ pub(super) struct Store {
     memory: AtomicU64,
     inodes: AtomicU64,
     metadata: AtomicU64,
-    file: OnceLock<File>,
-    slots: Mutex<Slots>,
-}
-
-#[derive(Debug, Default)]
-struct Slots {
-    free: Vec<u64>,
-    next: u64,
+    /// Shared with forks.
+    pub(super) spill: Arc<Spill>,
 }
 
 /// Adds `count` unless the sum is beyond `cap`.
@@ -67,14 +60,27 @@ fn give(counter: &AtomicU64, count: u64) {
 
 impl Store {
     pub(super) fn new(limits: Limits) -> Store {
+        let spill = Spill::new(limits.spill_dir.clone());
         Store {
             limits,
             pages: AtomicU64::new(0),
             memory: AtomicU64::new(0),
             inodes: AtomicU64::new(0),
             metadata: AtomicU64::new(0),
-            file: OnceLock::new(),
-            slots: Mutex::default(),
+            spill,
+        }
+    }
+
+    /// The same use of the same bounds, counted apart from here on. The caller holds the lock of the tree.
+    pub(super) fn fork(&self) -> Store {
+        let now = |counter: &AtomicU64| AtomicU64::new(counter.load(Ordering::Relaxed));
+        Store {
+            limits: self.limits.clone(),
+            pages: now(&self.pages),
+            memory: now(&self.memory),
+            inodes: now(&self.inodes),
+            metadata: now(&self.metadata),
+            spill: self.spill.clone(),
         }
     }
 
@@ -119,6 +125,12 @@ impl Store {
         give(&self.metadata, bytes);
     }
 
+    /// Bytes of memory and of metadata.
+    #[cfg(all(test, target_os = "linux"))]
+    pub(super) fn room_taken(&self) -> (u64, u64) {
+        (self.memory.load(Ordering::Relaxed), self.metadata.load(Ordering::Relaxed))
+    }
+
     /// Takes memory for file data; `false` sends the data to the spill file.
     pub(super) fn take_memory(&self, bytes: u64) -> bool {
         take(&self.memory, bytes, self.limits.memory)
@@ -127,95 +139,4 @@ impl Store {
     pub(super) fn give_memory(&self, bytes: u64) {
         give(&self.memory, bytes);
     }
-
-    /// A slot of one chunk that reads as zeros.
-    pub(super) fn slot(&self) -> Result<u64> {
-        self.open()?;
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = slots.free.pop() {
-            return Ok(slot);
-        }
-        let slot = slots.next;
-        // Only the length grows here: the host gives space when bytes are written.
-        self.open()?.set_len((slot + 1) * CHUNK)?;
-        slots.next += 1;
-        Ok(slot)
-    }
-
-    /// Gives a slot back, and its space to the host.
-    pub(super) fn free_slot(&self, slot: u64) {
-        if let Some(file) = self.file.get()
-            && zero(file, slot * CHUNK, CHUNK).is_ok()
-        {
-            self.slots.lock().unwrap_or_else(PoisonError::into_inner).free.push(slot);
-        }
-    }
-
-    /// Makes a part of a slot read as zeros.
-    pub(super) fn zero(&self, slot: u64, start: u64, len: u64) -> Result<()> {
-        Ok(zero(self.open()?, slot * CHUNK + start, len)?)
-    }
-
-    /// Has the host set space aside for a part of a slot, where it can.
-    pub(super) fn allocate(&self, slot: u64, start: u64, len: u64) -> Result<()> {
-        match allocate(self.open()?, slot * CHUNK + start, len) {
-            Err(e) if e.kind() == io::ErrorKind::StorageFull => Err(Errno::ENOSPC),
-            _ => Ok(()),
-        }
-    }
-
-    pub(super) fn write(&self, slot: u64, start: u64, bytes: &[u8]) -> Result<()> {
-        Ok(write_all_at(self.open()?, bytes, slot * CHUNK + start)?)
-    }
-
-    /// The spill file and the offset of a slot in it.
-    pub(super) fn place(&self, slot: u64) -> Result<(&File, u64)> {
-        Ok((self.open()?, slot * CHUNK))
-    }
-
-    fn open(&self) -> Result<&File> {
-        if let Some(file) = self.file.get() {
-            return Ok(file);
-        }
-        let file = match &self.limits.spill_dir {
-            Some(dir) => tempfile::tempfile_in(dir)?,
-            None => tempfile::tempfile()?,
-        };
-        Ok(self.file.get_or_init(|| file))
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn allocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
-    Ok(rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), offset, len)?)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn allocate(_: &File, _: u64, _: u64) -> io::Result<()> {
-    Ok(())
-}
-
-#[cfg(target_os = "linux")]
-fn zero(file: &File, offset: u64, len: u64) -> io::Result<()> {
-    use rustix::fs::FallocateFlags;
-    match rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
-        Ok(()) => Ok(()),
-        Err(_) => write_zeros(file, offset, len),
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn zero(file: &File, offset: u64, len: u64) -> io::Result<()> {
-    write_zeros(file, offset, len)
-}
-
-fn write_zeros(file: &File, offset: u64, len: u64) -> io::Result<()> {
-    let zeros = [0; PAGE as usize];
-    let mut done = 0;
-    while done < len {
-        let n = (len - done).min(PAGE);
-        write_all_at(file, &zeros[..n as usize], offset + done)?;
-        done += n;
-    }
-    Ok(())
 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use crate::vfs::{FileSystem, Handle, NodeId};
 
 /// What the client has and has not given back.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Ledger {
     nodes: HashMap<NodeId, u64>,
     /// How often each is open: file systems without state per handle give the same one many times.

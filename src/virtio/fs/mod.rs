@@ -76,6 +76,25 @@ impl std::fmt::Debug for FsHost {
 }
 
 impl FsHost {
+    /// A copy of the file system behind the device and of what the guest holds of it; the guest must stand still. `None`
+    /// if there is none.
+    ///
+    /// # Errors
+    /// Those of [`FileSystem::fork`].
+    pub fn fork(&self) -> Result<Option<Forked>, Errno> {
+        self.shared.session().map(|session| Ok(Forked(Arc::new(session.fork()?)))).transpose()
+    }
+
+    /// Puts a copy of `forked` behind the device of a clone, before it runs.
+    ///
+    /// # Errors
+    /// Those of [`FileSystem::fork`].
+    pub fn serve_fork(&self, forked: &Forked) -> Result<(), Errno> {
+        let session = Arc::new(forked.0.fork()?);
+        *self.shared.session.write().unwrap_or_else(|e| e.into_inner()) = Some(session);
+        Ok(())
+    }
+
     /// Puts `fs` behind the device, before the guest mounts it. What was there before is let go.
     pub fn serve(&self, fs: Arc<dyn FileSystem>, caching: Caching) {
         let session = Arc::new(Session::new(fs, caching));
@@ -83,6 +102,15 @@ impl FsHost {
         if let Some(old) = old {
             old.end();
         }
+    }
+}
+
+/// A file system with what a client held of it, for clones of that client. They share nothing but this starting point.
+pub struct Forked(Arc<Session>);
+
+impl std::fmt::Debug for Forked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Forked")
     }
 }
 

@@ -88,6 +88,14 @@ impl Session {
         self.ledger.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    /// A session for a clone of the client, which goes on from here by itself.
+    pub(super) fn fork(&self) -> Result<Self> {
+        // The ledger last: what the client takes meanwhile it does not have in the clone. It stands still anyway.
+        let fs = self.fs.fork()?;
+        let minor = AtomicU32::new(self.minor.load(Ordering::SeqCst));
+        Ok(Self { fs, caching: self.caching, minor, ledger: Mutex::new(self.ledger().clone()) })
+    }
+
     /// The client is gone: takes back all it held.
     pub(super) fn end(&self) {
         self.minor.store(0, Ordering::SeqCst);

@@ -290,10 +290,14 @@ fn forged_and_stale_nodes_and_handles_are_refused() {
         assert_eq!(client.read(node, forged, 0, 10), Err(EBADF));
         assert_eq!(client.write(node, forged, 0, b"x"), Err(EBADF));
     }
-    // A file's handle is not a directory's, nor another file's.
-    assert!(client.call(op::READDIR, ROOT, &[&quads(&[handle, 0])[..], &words(&[4096, 0])].concat()).is_err());
-    let (other, _) = client.create("g");
-    assert!(client.read(other, handle, 0, 10).is_err());
+    // A file's handle is not a directory's, nor that of a file which is not open.
+    assert!(
+        client.call(op::READDIR, ROOT, &[&quads(&[handle, 0])[..], &words(&[4096, 0])].concat()).is_err()
+    );
+    let (other, closed) = client.create("g");
+    client.call(op::RELEASE, other, &quads(&[closed, 0, 0])).unwrap();
+    assert_eq!(client.read(other, closed, 0, 10), Err(EBADF));
+    assert_eq!(client.read(other, handle, 0, 10), Err(EBADF));
     // Closing twice or what is somebody else's changes nothing.
     for _ in 0..3 {
         client.call(op::RELEASE, node, &quads(&[handle, 0, 0])).unwrap();
@@ -469,7 +473,8 @@ fn a_listing_takes_as_many_lookups_as_entries_it_shows() {
         let mut at = 0;
         while at < listing.len() {
             let node = u64_at(&listing, at);
-            let (ino, next, name) = (u64_at(&listing, at + 128), u64_at(&listing, at + 136), u32_at(&listing, at + 144));
+            let (ino, next, name) =
+                (u64_at(&listing, at + 128), u64_at(&listing, at + 136), u32_at(&listing, at + 144));
             assert_ne!(ino, 0, "R3.8");
             seen += usize::from(node != 0);
             cookie = next;
@@ -483,7 +488,8 @@ fn a_listing_takes_as_many_lookups_as_entries_it_shows() {
 fn requests_of_random_bytes_never_break_the_device() {
     let dir = tempfile::tempdir().unwrap();
     File::create(dir.path().join("f")).unwrap();
-    let fs = HostDir::new(dir.path(), HostDirOptions { read_only: true, ..HostDirOptions::default() }).unwrap();
+    let fs =
+        HostDir::new(dir.path(), HostDirOptions { read_only: true, ..HostDirOptions::default() }).unwrap();
     let mut client = Client::mounted(Arc::new(fs));
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = move || {

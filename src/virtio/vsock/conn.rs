@@ -10,9 +10,9 @@ use super::packet::*;
 /// Bytes the guest may send ahead before anybody on the host has accepted the connection.
 pub(super) const UNACCEPTED_BUF: usize = 64 * 1024;
 /// Bytes the guest may send ahead on an accepted connection.
-pub(super) const RECEIVE_BUF: usize = 256 * 1024;
+pub(super) const RECEIVE_BUF: usize = 1024 * 1024;
 /// Bytes the host may write ahead of the guest's credit.
-pub(super) const SEND_BUF: usize = 256 * 1024;
+pub(super) const SEND_BUF: usize = 512 * 1024;
 
 /// The pair that names a connection, as long as it is known to both sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

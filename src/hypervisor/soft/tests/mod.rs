@@ -118,7 +118,10 @@ impl Machine {
         self.write(CODE, code);
         self.vcpu.set_state(&self.state).unwrap();
         assert_eq!(self.vcpu.run(&NoIo).unwrap(), Exit::Halted);
-        self.vcpu.state().unwrap()
+        let state = self.vcpu.state().unwrap();
+        // Whatever a program makes of the state, it can be saved and brought back.
+        assert_eq!(crate::state::Vcpu::from(&state).try_into(), Ok(state.clone()));
+        state
     }
 
     /// The vector whose handler halted.

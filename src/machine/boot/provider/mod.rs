@@ -126,6 +126,11 @@ impl Provider {
         self
     }
 
+    /// Where what is fetched is kept, if that was said.
+    pub fn cache_dir(&self) -> Option<PathBuf> {
+        self.cache_dir.clone()
+    }
+
     /// Keeps what is fetched in this directory.
     pub fn with_cache_dir(mut self, path: impl Into<PathBuf>) -> Self {
         self.cache_dir = Some(path.into());

@@ -1,0 +1,313 @@
+//! The start of a machine: from the snapshot of an earlier boot if there is one, else by booting.
+//!
+//! The snapshot is taken when the agent answers and before it is given a root, so that it serves every source. It is
+//! only ever a shortcut: whatever is wrong with it, the machine boots.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::builder::InstanceBuilder;
+use super::defaults::defaults;
+use super::root::Root;
+use super::source::Kind;
+use super::{Error, Instance, Timing};
+use crate::agent::{self, Client};
+use crate::machine::boot::cmdline::{CommandLine, Console as KernelConsole};
+use crate::machine::boot::initramfs;
+use crate::machine::boot::loader::{self, Vmlinux};
+use crate::machine::boot::provider::Kernel;
+use crate::machine::snapshot::{self, Key, KeyBuilder, SnapshotError, Store};
+use crate::machine::{Board, BoardConfig, Console, Ending, Machine, MachineError, PowerSwitch};
+use crate::memory::GuestRam;
+use crate::sys::cache_dir;
+use crate::virtio::fs::FsHost;
+use crate::virtio::vsock::VsockListener;
+
+/// The modules that every machine's kernel needs, where they are not built in.
+const MODULES: &[&str] =
+    &["virtio_mmio", "vmw_vsock_virtio_transport", "virtio_rng", "virtio_console", "virtiofs"];
+/// The host's port that the agent connects to.
+const AGENT_PORT: u32 = 1024;
+/// Context ID of the guest. Each machine has sockets of its own, so all can have the same.
+const GUEST_CID: u32 = 3;
+/// How long an agent that has connected may take to greet.
+const GREETING: Duration = Duration::from_secs(60);
+/// A restored agent that has not come back by then never will: the machine boots instead.
+pub(super) const RETURN: Duration = Duration::from_secs(20);
+
+/// What boot and restore have in common.
+struct Plan<'a> {
+    builder: &'a mut InstanceBuilder,
+    kernel: &'a Kernel,
+    root: &'a Root,
+    memory: u64,
+    command_line: String,
+}
+
+/// A machine that runs, and where its agent will call.
+pub(super) struct Running {
+    pub(super) machine: Machine,
+    listener: VsockListener,
+}
+
+pub(super) fn start(mut builder: InstanceBuilder) -> Result<Instance, Error> {
+    if builder.require_hardware {
+        return Err(Error::HypervisorUnavailable {
+            reason: "this version runs on the software CPU only".into(),
+        });
+    }
+    if let Kind::Snapshot(snapshot) = &builder.source.kind {
+        let snapshot = snapshot.clone();
+        return snapshot.start(builder);
+    }
+    let memory = memory_bytes(builder.memory_mb)?;
+    let defaults = defaults(builder.source.config(), &builder.overrides);
+    let mut root = Root::new(&builder.source, &builder.mounts, builder.hostname.take(), &builder.limits)?;
+    root.start_in(defaults.current_dir.as_deref());
+
+    let begin = Instant::now();
+    let kernel = builder.progress.during(|report| builder.provider.kernel(report))?;
+    let fetch = begin.elapsed();
+    let mut command_line = CommandLine::new(KernelConsole::Serial);
+    command_line.dmesg = builder.dmesg;
+    command_line.extra = std::mem::take(&mut builder.kernel_arguments);
+    let command_line = command_line.build()?;
+
+    let snapshots = snapshots(&builder);
+    let (lifetime, config) = (builder.timeout, builder.source.config().cloned());
+    let mut plan = Plan { builder: &mut builder, kernel: &kernel, root: &root, memory, command_line };
+    let key = plan.key();
+    let restored = snapshots.as_ref().and_then(|store| plan.try_restore(store, &key));
+    let was_restored = restored.is_some();
+    let (machine, client, load, started) = match restored {
+        Some(done) => done,
+        None => {
+            let begin = Instant::now();
+            let running = plan.boot()?;
+            let started = Instant::now();
+            let client = running.client(None, lifetime)?;
+            if let Some(store) = &snapshots {
+                leave(store, &key, &running.machine);
+            }
+            (running.machine, client, started - begin, started)
+        }
+    };
+    tell_end(&machine, &client);
+    root.enter(&client, was_restored).map_err(|e| fail(&machine, e, lifetime))?;
+    let timing = Timing { fetch, load, boot: started.elapsed(), restored: was_restored };
+    tracing::debug!(?timing, release = kernel.release, "machine started");
+    Ok(Instance::from_parts(machine, client, defaults, timing, lifetime, root.id, config))
+}
+
+/// Where snapshots of boots are, if this machine may use them.
+fn snapshots(builder: &InstanceBuilder) -> Option<Store> {
+    let watched = builder.dmesg || builder.console.is_some();
+    if !builder.boot_snapshot || watched {
+        return None;
+    }
+    if let Some(dir) = &builder.snapshot_dir {
+        return Some(Store::at(dir));
+    }
+    let cache = builder.provider.cache_dir().or_else(cache_dir::of_user)?;
+    Some(Store::at(cache.join("snapshots")))
+}
+
+/// Leaves a snapshot of the machine for later starts. It is of use to others only, so no failure is this machine's.
+fn leave(store: &Store, key: &Key, machine: &Machine) {
+    let begin = Instant::now();
+    let result = store.draft().and_then(|draft| {
+        snapshot::capture(machine, &draft)?;
+        store.publish(key, draft)
+    });
+    match result {
+        Ok(()) => tracing::debug!(time = ?begin.elapsed(), "snapshot of the boot taken"),
+        Err(e) => tracing::warn!(error = &e as &dyn std::error::Error, "no snapshot of the boot"),
+    }
+}
+
+/// Has everything that waits on the guest told why the machine ended.
+pub(super) fn tell_end(machine: &Machine, client: &Arc<Client>) {
+    let told = client.clone();
+    machine.on_end(move |ending| {
+        let kind = match ending {
+            Ending::Timeout => std::io::ErrorKind::TimedOut,
+            _ => std::io::ErrorKind::NotConnected,
+        };
+        told.set_cause(kind, ending.to_string());
+    });
+}
+
+pub(super) fn fail(machine: &Machine, source: std::io::Error, lifetime: Option<Duration>) -> Error {
+    match machine.wait(Some(Duration::ZERO)) {
+        Some(ending) => Error::from_ending(ending, machine.console().tail(), lifetime),
+        None => Error::Host { what: "connecting to the guest's agent", source },
+    }
+}
+
+type Started = (Machine, Arc<Client>, Duration, Instant);
+
+impl Plan<'_> {
+    /// What makes this machine another machine, before it has a root.
+    fn key(&self) -> Key {
+        let kernel = match &self.kernel.vmlinux {
+            Vmlinux::Bytes(bytes) => bytes.to_vec(),
+            // A file that is changed has another time or length, or is another inode.
+            Vmlinux::File(path) => match std::fs::metadata(path) {
+                Ok(m) => format!("{} {} {:?}", path.display(), m.len(), m.modified().ok()).into_bytes(),
+                Err(_) => Vec::new(),
+            },
+        };
+        KeyBuilder::default()
+            .part("kernel", &kernel)
+            .part("release", self.kernel.release.as_bytes())
+            .part("modules", MODULES.join(" ").as_bytes())
+            .part("agent", agent::BINARY)
+            .part("command line", self.command_line.as_bytes())
+            .part("memory", &self.memory.to_le_bytes())
+            .part("file systems", self.root.tags().join("\n").as_bytes())
+            .build()
+    }
+
+    /// The machine from its snapshot, with an agent that answers. `None` says that it has to boot.
+    fn try_restore(&mut self, store: &Store, key: &Key) -> Option<Started> {
+        let place = store.find(key)?;
+        let begin = Instant::now();
+        let attempt = snapshot::restore(&place, self.memory).and_then(|restored| {
+            let verified = begin.elapsed();
+            let running = self.restore(restored)?;
+            tracing::debug!(?verified, made = ?(begin.elapsed() - verified), "machine restored");
+            Ok(running)
+        });
+        let running = match attempt {
+            Ok(running) => running,
+            Err(e) => {
+                tracing::warn!(error = &e as &dyn std::error::Error, "snapshot of the boot not used");
+                store.remove(key);
+                return None;
+            }
+        };
+        let (load, started) = (begin.elapsed(), Instant::now());
+        match running.client(Some(RETURN), None) {
+            Ok(client) => {
+                tracing::debug!(time = ?started.elapsed(), "agent is back");
+                Some((running.machine, client, load, started))
+            }
+            Err(e) => {
+                tracing::warn!(error = &e as &dyn std::error::Error, "restored machine does not answer");
+                store.remove(key);
+                None
+            }
+        }
+    }
+
+    fn restore(&mut self, restored: snapshot::Restored) -> Result<Running, SnapshotError> {
+        let root = self.root;
+        let serve = |devices: &[FsHost]| {
+            root.serve(devices);
+            Ok(())
+        };
+        restore(self.builder, restored, root.tags(), serve)
+    }
+
+    fn boot(&mut self) -> Result<Running, Error> {
+        let modules = self.kernel.modules.resolve(MODULES)?;
+        let contents =
+            initramfs::Contents { agent: agent::BINARY, release: &self.kernel.release, modules: &modules };
+        let initramfs = initramfs::build(&contents)?;
+        let ram = GuestRam::new(self.memory).map_err(MachineError::from)?;
+        let (board, console, power) = board(self.builder, ram, self.root.tags())?;
+        self.root.serve(board.file_systems());
+        let state = loader::load(
+            board.ram(),
+            &loader::Boot {
+                kernel: &self.kernel.vmlinux,
+                initramfs: &initramfs,
+                command_line: &self.command_line,
+                machine: board.description(),
+            },
+        )?;
+        let listener = listen(&board)
+            .map_err(|source| Error::Host { what: "listening for the guest's agent", source })?;
+        let machine = Machine::start(board, &state, console, &power, self.builder.timeout, |_| Ok(()))?;
+        Ok(Running { machine, listener })
+    }
+}
+
+fn board(
+    builder: &mut InstanceBuilder,
+    ram: Arc<GuestRam>,
+    file_systems: Vec<String>,
+) -> Result<(Board, Console, PowerSwitch), MachineError> {
+    let console = Console::new();
+    let power = PowerSwitch::default();
+    let output = match builder.console.take() {
+        None if builder.dmesg => Some(Box::new(std::io::stderr()) as Box<dyn Write + Send>),
+        given => given,
+    };
+    let board = Board::new(BoardConfig {
+        ram,
+        cpus: 1,
+        guest_cid: GUEST_CID,
+        serial: console.writer(output),
+        console: Box::new(std::io::sink()),
+        file_systems,
+        power: power.callback(),
+    })?;
+    Ok((board, console, power))
+}
+
+/// Makes a machine of `restored` with these file systems, which `serve` puts behind their devices, and lets it run.
+pub(super) fn restore(
+    builder: &mut InstanceBuilder,
+    restored: snapshot::Restored,
+    file_systems: Vec<String>,
+    serve: impl FnOnce(&[FsHost]) -> std::io::Result<()>,
+) -> Result<Running, SnapshotError> {
+    let (board, console, power) = board(builder, restored.ram.clone(), file_systems)?;
+    let listener = listen(&board).map_err(MachineError::Host)?;
+    let vcpu = restored.vcpu().clone();
+    let mut applied = Ok(());
+    let prepare = |board: &Board| {
+        serve(board.file_systems())?;
+        applied = restored.apply(board);
+        match applied {
+            Ok(()) => Ok(()),
+            Err(_) => Err(MachineError::Host(std::io::ErrorKind::InvalidData.into())),
+        }
+    };
+    let started = Machine::start(board, &vcpu, console, &power, builder.timeout, prepare);
+    applied?;
+    Ok(Running { machine: started?, listener })
+}
+
+/// The listener is there before the guest can connect.
+fn listen(board: &Board) -> std::io::Result<VsockListener> {
+    board.vsock().listen(AGENT_PORT)
+}
+
+impl Running {
+    /// Waits for the agent, at most `timeout`, and greets it.
+    pub(super) fn client(
+        &self,
+        timeout: Option<Duration>,
+        lifetime: Option<Duration>,
+    ) -> Result<Arc<Client>, Error> {
+        let failed = |e| fail(&self.machine, e, lifetime);
+        let stream = self.listener.accept(timeout).map_err(failed)?;
+        let reader = stream.try_clone().map_err(failed)?;
+        Client::connect(reader, stream, GREETING).map_err(failed)
+    }
+}
+
+fn memory_bytes(mb: u64) -> Result<u64, Error> {
+    let refused = |reason: String| Error::Memory { mb, reason };
+    if mb == 0 {
+        return Err(refused("a machine needs some".into()));
+    }
+    let bytes = mb.checked_mul(1 << 20).ok_or_else(|| refused("that is beyond the address space".into()))?;
+    match crate::sys::memory::total() {
+        Some(total) if bytes > total => Err(refused(format!("the host has {} MiB", total >> 20))),
+        _ => Ok(bytes),
+    }
+}

@@ -1,0 +1,59 @@
+//! Writing a machine that stands still.
+
+use std::fs::File;
+
+use super::store::Draft;
+use super::{CPU_MODEL, SnapshotError, memory};
+use crate::machine::{Frozen, Machine};
+use crate::state;
+use crate::state::container::Writer;
+use crate::sys::clock::wall_clock_ns;
+
+/// Writes `machine` into `draft`. The machine stands still meanwhile and runs on as before, paused or not.
+///
+/// # Errors
+/// [`SnapshotError::NotReady`] for a machine that has ended, [`SnapshotError::Io`] from the host's disk.
+pub fn capture(machine: &Machine, draft: &Draft) -> Result<(), SnapshotError> {
+    let frozen = machine.freeze().ok_or(SnapshotError::NotReady("it has ended"))?;
+    let file = draft.create("memory")?;
+    let state = write(machine, &frozen, &file)?;
+    drop(frozen);
+    draft.write("state", &state)
+}
+
+/// Writes the memory of `machine`, which stands still, into the empty `file`, and gives all else.
+///
+/// # Errors
+/// As [`capture`].
+pub fn write(machine: &Machine, frozen: &Frozen<'_>, file: &File) -> Result<Vec<u8>, SnapshotError> {
+    let board = machine.board();
+    let vcpu = frozen.vcpu().ok_or(SnapshotError::NotReady("its processor has no state"))?;
+    let mut out = Writer::new();
+    out.put(
+        0,
+        &state::Machine {
+            memory: board.ram().size(),
+            cpus: 1,
+            machine_time_ns: board.clock.now(),
+            wall_clock_ns: wall_clock_ns(),
+            cpu_model: CPU_MODEL.to_owned(),
+            devices: board.device_names(),
+        },
+    )?;
+    out.put(0, &state::Vcpu::from(vcpu))?;
+    let irqchip = board.irqchip.state();
+    out.put(0, &state::Pic::from(&irqchip.pic))?;
+    out.put(0, &state::IoApic::from(&irqchip.ioapic))?;
+    for (n, lapic) in (0..).zip(&irqchip.lapics) {
+        out.put(n, &state::Lapic::from(lapic))?;
+    }
+    out.put(0, &state::Pit::from(&board.pit.state()))?;
+    out.put(0, &state::Rtc::from(&board.rtc.state()))?;
+    out.put(0, &state::Uart::from(&board.serial.state()))?;
+    for (n, transport) in (0..).zip(&board.virtio) {
+        out.put(n, &state::VirtioTransport::from(&transport.state()))?;
+    }
+    let map = memory::write(board.ram(), file).map_err(SnapshotError::io("write the memory"))?;
+    out.put(0, &map)?;
+    Ok(out.finish())
+}

@@ -1,0 +1,119 @@
+//! A machine from a snapshot.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use super::store::Place;
+use super::{CPU_MODEL, SnapshotError, memory};
+use crate::arch::x86_64::VcpuState;
+use crate::chipset::irqchip::IrqChipState;
+use crate::machine::{Board, MachineError};
+use crate::memory::GuestRam;
+use crate::state::container::Reader;
+use crate::state::{self, StateError};
+
+/// A snapshot that is intact, and RAM made of it.
+#[derive(Debug)]
+pub struct Restored {
+    /// RAM: what the machine had, shared with the file until the guest writes.
+    pub ram: Arc<GuestRam>,
+    parts: Parts,
+}
+
+#[derive(Debug)]
+struct Parts {
+    machine: state::Machine,
+    vcpu: VcpuState,
+    irqchip: IrqChipState,
+    pit: crate::chipset::pit::PitState,
+    rtc: crate::chipset::rtc::RtcState,
+    uart: crate::chipset::uart::UartState,
+    virtio: Vec<crate::virtio::mmio::TransportState>,
+}
+
+/// Opens the snapshot in `place`, which must be of a machine with `memory` bytes of RAM.
+///
+/// # Errors
+/// [`SnapshotError`] for whatever is not as it was written.
+pub fn restore(place: &Place, memory: u64) -> Result<Restored, SnapshotError> {
+    let (restored, map) = open(&place.read("state")?, place.open("memory")?, memory)?;
+    memory::verify(restored.ram.file(), &map, memory)?;
+    Ok(restored)
+}
+
+/// As [`restore`], of what this process wrote with [`super::write`] and nobody else could change.
+///
+/// # Errors
+/// As [`restore`].
+pub fn reopen(state: &[u8], file: File, memory: u64) -> Result<Restored, SnapshotError> {
+    open(state, file, memory).map(|(restored, _)| restored)
+}
+
+fn open(bytes: &[u8], file: File, memory: u64) -> Result<(Restored, memory::Memory), SnapshotError> {
+    let mut reader = Reader::parse(bytes)?;
+    let machine: state::Machine = reader.take(0)?;
+    if machine.memory != memory || machine.cpus != 1 || machine.cpu_model != CPU_MODEL {
+        let found = format!("{} bytes, {} × {}", machine.memory, machine.cpus, machine.cpu_model);
+        return Err(SnapshotError::Other(found));
+    }
+    let map: memory::Memory = reader.take(0)?;
+    let pic = reader.take::<state::Pic>(0)?.try_into()?;
+    let ioapic = reader.take::<state::IoApic>(0)?.try_into()?;
+    let lapic: crate::chipset::lapic::LapicState = reader.take::<state::Lapic>(0)?.try_into()?;
+    if lapic.id != 0 {
+        return Err(StateError::Invalid { what: "local APIC of another processor" }.into());
+    }
+    let lapics = vec![lapic];
+    let virtio: Result<Vec<_>, StateError> = (0..machine.devices.len())
+        .map(|n| {
+            u16::try_from(n)
+                .map_err(|_| StateError::TooLarge)
+                .and_then(|n| reader.take::<state::VirtioTransport>(n)?.try_into())
+        })
+        .collect();
+    let parts = Parts {
+        vcpu: reader.take::<state::Vcpu>(0)?.try_into()?,
+        irqchip: IrqChipState { pic, ioapic, lapics },
+        pit: reader.take::<state::Pit>(0)?.try_into()?,
+        rtc: reader.take::<state::Rtc>(0)?.try_into()?,
+        uart: reader.take::<state::Uart>(0)?.try_into()?,
+        virtio: virtio?,
+        machine,
+    };
+    reader.finish()?;
+    // A shorter file would end the process at the first access beyond its end.
+    if file.metadata().map_err(SnapshotError::io("read the saved memory"))?.len() != memory {
+        return Err(SnapshotError::Memory("it has another size"));
+    }
+    let ram = GuestRam::copy_on_write(file, memory).map_err(MachineError::from)?;
+    Ok((Restored { ram, parts }, map))
+}
+
+impl Restored {
+    /// The processor's state.
+    pub fn vcpu(&self) -> &VcpuState {
+        &self.parts.vcpu
+    }
+
+    /// Puts chipset, devices and time of `board`, whose RAM is this one's, into the saved state. The processor's
+    /// signals must be connected, nothing may run.
+    ///
+    /// # Errors
+    /// When the board is another, or a device refuses its state; the board is of no use then.
+    pub fn apply(self, board: &Board) -> Result<(), SnapshotError> {
+        let Parts { machine, irqchip, pit, rtc, uart, virtio, .. } = self.parts;
+        if machine.devices != board.device_names() || virtio.len() != board.virtio.len() {
+            return Err(SnapshotError::Other(format!("devices {:?}", machine.devices)));
+        }
+        board.clock.set(machine.machine_time_ns);
+        board.irqchip.set_state(irqchip);
+        board.pit.set_state(pit);
+        board.rtc.set_state(rtc);
+        let invalid = |what: &'static str| SnapshotError::State(StateError::Invalid { what });
+        board.serial.set_state(uart).map_err(|_| invalid("serial port"))?;
+        for (transport, state) in board.virtio.iter().zip(&virtio) {
+            transport.set_state(state).map_err(|_| invalid("virtio device"))?;
+        }
+        Ok(())
+    }
+}
