@@ -5,10 +5,17 @@
 //! [`support::alone`].
 
 mod commands;
+mod cli;
 mod endings;
+mod examples;
+mod files;
 mod floods;
+mod images;
 mod kernels;
 mod lifetime;
+mod mounts;
 mod programs;
 mod snapshots;
 mod support;
+mod terminal;
+mod world;

@@ -1,0 +1,57 @@
+//! The examples run with an image of ours as they are, and say what they should.
+
+use std::path::PathBuf;
+
+use crate::world::{debian, missing, program};
+
+/// Where cargo puts the program of an example: beside this binary's directory.
+fn example(name: &str) -> Option<PathBuf> {
+    let test = std::env::current_exe().expect("this binary");
+    let path = test.parent()?.parent()?.join("examples").join(name);
+    if !path.is_file() {
+        missing(&format!("{} is not there; `cargo test` without --test builds it", path.display()));
+        return None;
+    }
+    Some(path)
+}
+
+/// Runs it with the Debian image; gives exit status and output.
+fn run(name: &str) -> Option<(Option<i32>, String)> {
+    let (path, debian) = (example(name)?, debian()?);
+    let out = program(path).arg(&debian.reference).output().expect("the example runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert_eq!(text(&out.stderr), "", "{name}: {:?}", out.status);
+    Some((out.status.code(), text(&out.stdout)))
+}
+
+#[test]
+fn run_python() {
+    let Some(said) = run("run_python") else { return };
+    assert_eq!(said, (Some(0), "6*7 is 42\nsum 12 product 42\n".into()));
+}
+
+#[test]
+fn shell_script() {
+    let Some((status, said)) = run("shell_script") else { return };
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(status, Some(3), "{said}");
+    assert!(lines[0].starts_with("| This is Debian") && lines[0].ends_with("and I am root."), "{said}");
+    assert_eq!(lines[1..3], ["| Good day, Ada!", "| Good day, Grace Hopper!"]);
+    assert_eq!(lines[3..], ["| 2 greeted", "the script ended with exit status: 3"]);
+}
+
+#[test]
+fn compile_c() {
+    let Some((status, said)) = run("compile_c") else { return };
+    let (made, rest) = said.split_once('\n').unwrap_or_default();
+    assert!(made.starts_with("made ") && made.ends_with(" bytes"), "{said}");
+    assert_eq!((status, rest), (Some(0), "it says: a machine inside\nit ended with exit status: 3\n"));
+}
+
+#[test]
+fn file_ops() {
+    let Some((status, said)) = run("file_ops") else { return };
+    let expected = "sorted in the machine, read here:\napple\npear\nplum\nchanged here, read in the machine: fig\n\
+        writing to the input: refused\nthe input is still: fig\nin this machine: mine\nand no /home\n";
+    assert_eq!((status, &*said), (Some(0), expected));
+}
