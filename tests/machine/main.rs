@@ -4,8 +4,8 @@
 //! count what a process holds (descriptors, threads, memory) run in a process of their own, see
 //! [`support::alone`].
 
-mod commands;
 mod cli;
+mod commands;
 mod endings;
 mod examples;
 mod files;
