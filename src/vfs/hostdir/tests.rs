@@ -279,7 +279,7 @@ fn forks_take_no_descriptors_and_share_owners_kept_in_memory() {
     // Links have no attributes beside them, so their owner is in memory.
     let set = SetAttr { uid: Some(7), ..SetAttr::default() };
     paths.symlink("f", "l").expect("symlink");
-    Paths(&forks[3]).set("l", set.clone()).expect("chown");
+    Paths(&forks[3]).set("l", set).expect("chown");
     assert_eq!(paths.attr("l").map(|a| a.uid), Ok(7));
     // Removed, it stays owned while anybody knows it, and no longer.
     let l = paths.resolve("l").expect("resolve");
