@@ -1,5 +1,5 @@
 //! What a machine costs: how fast its processor is, how long it takes to start, what it takes of the
-//! host.
+//! host, how fast its files are, and how fast images come.
 //!
 //! ```text
 //! cargo bench --bench machine                        a table
@@ -11,12 +11,22 @@
 //! anything is measured. Each figure comes from real machines; one that cannot be had is left out
 //! with a note on standard error.
 
+#[path = "machine/guest_fs.rs"]
+mod guest_fs;
 #[path = "machine/host.rs"]
 mod host;
+#[path = "machine/image.rs"]
+mod image;
 #[path = "machine/program.rs"]
 mod program;
+#[path = "machine/pull.rs"]
+mod pull;
 #[path = "machine/qemu.rs"]
 mod qemu;
+#[path = "machine/snapshots.rs"]
+mod snapshots;
+#[path = "machine/vfs.rs"]
+mod vfs;
 
 use std::error::Error;
 use std::io::Write;
@@ -38,30 +48,60 @@ const LOOPS: usize = 3;
 /// How long an idle machine is watched.
 const IDLE: Duration = Duration::from_secs(10);
 
+/// Measured on one machine.
+const ONE: [&str; 5] =
+    ["instance.rss_mib", "exec.true_ms", "exec.parallel_32_ms", "soft.mips", "idle.cpu_percent"];
+/// Measured by booting.
+const BOOT: [&str; 3] = ["soft.mips.boot", "boot.first_output_ms", "boot.vs_qemu_tcg"];
+/// Measured by pulling.
+const PULL: [&str; 2] = ["pull.mb_s", "pull.vs_skopeo_umoci"];
+
 /// All names, in the order in which they are measured.
-const NAMES: [&str; 8] = [
-    "instance.rss_mib",
-    "exec.true_ms",
-    "exec.parallel_32_ms",
-    "soft.mips",
-    "idle.cpu_percent",
-    "soft.mips.boot",
-    "boot.first_output_ms",
-    "boot.vs_qemu_tcg",
-];
+fn names() -> Vec<String> {
+    let mut names: Vec<String> = ONE.into_iter().chain(BOOT).map(str::to_owned).collect();
+    names.extend(snapshots::NAMES.map(str::to_owned));
+    names.extend(guest_fs::names());
+    names.extend(vfs::names());
+    names.extend([image::NAME].into_iter().chain(PULL).map(str::to_owned));
+    names
+}
 
 fn main() -> Result<()> {
     let Some(mut report) = Report::from_arguments()? else { return Ok(()) };
 
-    // Fetches what is missing, so that no measurement contains a download.
-    drop(Source::busybox()?);
-    cc::machine::boot::provider::Provider::new().kernel(&|_| {})?;
-
-    if NAMES[..5].iter().any(|name| report.wants(name)) {
+    let (guest_fs, native_fs) = (guest_fs::names(), vfs::names());
+    let machines = ONE.iter().chain(&BOOT).chain(&snapshots::NAMES);
+    if report.wants_any(machines) || report.wants_any(&guest_fs) {
+        // Fetches what is missing, so that no measurement contains a download.
+        drop(Source::busybox()?);
+        cc::machine::boot::provider::Provider::new().kernel(&|_| {})?;
+    }
+    if report.wants_any(&ONE) {
         one_instance(&mut report)?;
     }
-    if NAMES[5..].iter().any(|name| report.wants(name)) {
+    if report.wants_any(&BOOT) {
         boots(&mut report)?;
+    }
+    if report.wants_any(&snapshots::NAMES) {
+        snapshots::measure(&mut report)?;
+    }
+    if report.wants_any(&guest_fs) {
+        guest_fs::measure(&mut report)?;
+    }
+    if report.wants_any(&native_fs) {
+        vfs::measure(&mut report, &pull::target())?;
+    }
+    if report.wants(image::NAME) {
+        image::measure(&mut report, &pull::target())?;
+    }
+    if report.wants_any(&PULL) {
+        match pull::figures() {
+            Ok(figures) => {
+                report.add("pull.mb_s", figures.ours, "MB/s");
+                report.add("pull.vs_skopeo_umoci", figures.ours / figures.skopeo_and_umoci, "×");
+            }
+            Err(why) => report.note(&format!("pull is left out: {why}")),
+        }
     }
     Ok(())
 }
@@ -118,30 +158,41 @@ fn one_instance(report: &mut Report) -> Result<()> {
 /// with starting the program and fetching its result.
 fn compute(instance: &Instance) -> Result<f64> {
     const PATH: &str = "/tmp/compute";
-    let mut child = instance
-        .command("sh")
-        .args(["-c", &format!("cat > {PATH} && chmod +x {PATH}")])
-        .stdin(Stdio::piped())
-        .spawn()?;
-    child.stdin.take().ok_or("no stdin")?.write_all(&program::compute())?;
+    put(instance, PATH, &program::compute())?;
+    let mut rates = Vec::new();
+    for _ in 0..LOOPS {
+        let ((out, time), instructions) = counted(instance, || {
+            let start = Instant::now();
+            Ok((instance.command(PATH).output()?, start.elapsed()))
+        })?;
+        expect(out.stdout, &program::compute_result().to_le_bytes())?;
+        rates.push(instructions as f64 / time.as_secs_f64() / 1e6);
+    }
+    Ok(median(rates))
+}
+
+/// Writes a program into the guest.
+fn put(instance: &Instance, path: &str, program: &[u8]) -> Result<()> {
+    let script = format!("cat > {path} && chmod +x {path}");
+    let mut child = instance.command("sh").args(["-c", &script]).stdin(Stdio::piped()).spawn()?;
+    child.stdin.take().ok_or("no stdin")?.write_all(program)?;
     if !child.wait()?.success() {
         return Err("the program could not be put into the guest".into());
     }
+    Ok(())
+}
+
+/// Does something and gives the guest instructions that were executed meanwhile.
+fn counted<T>(instance: &Instance, work: impl FnOnce() -> Result<T>) -> Result<(T, u64)> {
     let count = || -> Result<u64> {
         instance.pause()?;
         let n = instance.instructions().ok_or("the backend does not count instructions")?;
         instance.resume()?;
         Ok(n)
     };
-    let mut rates = Vec::new();
-    for _ in 0..LOOPS {
-        let (from, start) = (count()?, Instant::now());
-        let out = instance.command(PATH).output()?;
-        let (to, time) = (count()?, start.elapsed());
-        expect(out.stdout, &program::compute_result().to_le_bytes())?;
-        rates.push((to - from) as f64 / time.as_secs_f64() / 1e6);
-    }
-    Ok(median(rates))
+    let from = count()?;
+    let done = work()?;
+    Ok((done, count()? - from))
 }
 
 /// Boots, ours and QEMU's in turn so that both have the same neighbours on the host.
@@ -159,7 +210,7 @@ fn boots(report: &mut Report) -> Result<()> {
     let (mut ours, mut theirs, mut rates) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..BOOTS {
         let start = Instant::now();
-        let instance = Instance::new(Source::busybox()?)?;
+        let instance = Instance::builder(Source::busybox()?).boot_snapshot(false).start()?;
         instance.pause()?;
         let booted = instance.instructions();
         instance.resume()?;
@@ -207,12 +258,14 @@ fn median(mut values: Vec<f64>) -> f64 {
 struct Report {
     json: bool,
     only: Vec<String>,
+    names: Vec<String>,
 }
 
 impl Report {
     /// `None` when only help was asked for.
     fn from_arguments() -> Result<Option<Self>> {
-        let mut report = Self { json: false, only: Vec::new() };
+        let names = names();
+        let mut report = Self { json: false, only: Vec::new(), names: names.clone() };
         for argument in std::env::args().skip(1) {
             match argument.as_str() {
                 "--json" => report.json = true,
@@ -220,11 +273,11 @@ impl Report {
                 "--bench" => {}
                 "-h" | "--help" => {
                     println!("usage: cargo bench --bench machine [-- [--json] [NAME or its beginning]…]");
-                    println!("names: {}", NAMES.join(" "));
+                    println!("names: {}", names.join(" "));
                     return Ok(None);
                 }
-                name if NAMES.iter().any(|n| n.starts_with(name)) => report.only.push(argument),
-                other => return Err(format!("{other}: not among {}", NAMES.join(" ")).into()),
+                name if names.iter().any(|n| n.starts_with(name)) => report.only.push(argument),
+                other => return Err(format!("{other}: not among {}", names.join(" ")).into()),
             }
         }
         let profile = if cfg!(debug_assertions) { "with debug assertions" } else { "release" };
@@ -235,9 +288,13 @@ impl Report {
     fn wants(&self, name: &str) -> bool {
         // A name that is complete means itself only: soft.mips is not soft.mips.boot.
         let named = |asked: &String| {
-            asked == name || (!NAMES.contains(&asked.as_str()) && name.starts_with(asked.as_str()))
+            asked == name || (!self.names.contains(asked) && name.starts_with(asked.as_str()))
         };
         self.only.is_empty() || self.only.iter().any(named)
+    }
+
+    fn wants_any<'a, S: AsRef<str> + 'a>(&self, names: impl IntoIterator<Item = &'a S>) -> bool {
+        names.into_iter().any(|name| self.wants(name.as_ref()))
     }
 
     fn add(&self, name: &str, value: f64, unit: &str) {
@@ -245,9 +302,9 @@ impl Report {
             return;
         }
         if self.json {
-            println!(r#"{{"name":"{name}","value":{value:.3},"unit":"{unit}"}}"#);
+            println!(r#"{{"name":"{name}","value":{value:.4},"unit":"{unit}"}}"#);
         } else {
-            println!("{name:<24} {value:>12.2} {unit}");
+            println!("{name:<36} {value:>12.3} {unit}");
         }
     }
 

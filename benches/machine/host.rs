@@ -11,7 +11,8 @@ pub(crate) struct Memory {
     pub(crate) own: u64,
 }
 
-/// What is resident now. Guest RAM is told by the name of its mapping.
+/// What is resident now. Guest RAM is told by the name of its mapping: memory without a name, or
+/// that of a snapshot.
 pub(crate) fn memory() -> Result<Memory> {
     let (mut own, mut guest) = (0, false);
     for line in fs::read_to_string("/proc/self/smaps")?.lines() {
@@ -19,7 +20,9 @@ pub(crate) fn memory() -> Result<Memory> {
         match words.next() {
             Some("Rss:") if !guest => own += words.next().ok_or("smaps")?.parse::<u64>()? << 10,
             // The line that begins a mapping: an address range, not a key.
-            Some(first) if !first.ends_with(':') => guest = line.contains("/memfd:cc-guest-ram"),
+            Some(first) if !first.ends_with(':') => {
+                guest = line.contains("/memfd:cc-guest-ram") || line.contains("/snapshots/");
+            }
             _ => {}
         }
     }

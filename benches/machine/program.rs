@@ -1,7 +1,7 @@
-//! The program that the compute figure is taken from: a static x86-64 Linux executable of its own
-//! bytes, so that no toolchain decides what is measured.
+//! Programs for the guest: static x86-64 Linux executables, so that no toolchain of the host's and no
+//! shell decides what is measured.
 //!
-//! It fills 64 KiB with a chain of loads, stores, additions, multiplications, rotations, an
+//! [`compute`], of its own bytes, is what the figure of computing is taken from. It fills 64 KiB with a chain of loads, stores, additions, multiplications, rotations, an
 //! unpredictable branch and a call in each round, and writes what it ends with to standard output.
 
 /// Words of memory that one pass goes over.
@@ -59,10 +59,18 @@ const CODE: &[u8] = &[
 /// Offset in [`CODE`] of the immediate that says how many passes.
 const PASSES_AT: usize = 11;
 
-/// The executable.
+/// The executable for computing.
 pub(crate) fn compute() -> Vec<u8> {
     let mut code = CODE.to_vec();
     code[PASSES_AT..PASSES_AT + 4].copy_from_slice(&PASSES.to_le_bytes());
+    executable(&code)
+}
+
+/// Where [`executable`] has its code begin.
+pub(crate) const ENTRY: u64 = BASE + HEADERS;
+
+/// An executable of this code, which begins at [`ENTRY`].
+pub(crate) fn executable(code: &[u8]) -> Vec<u8> {
     let size = HEADERS + code.len() as u64;
 
     let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
@@ -84,11 +92,11 @@ pub(crate) fn compute() -> Vec<u8> {
     for word in [0, BASE, BASE, size, size, 0x1000] {
         file.extend(word.to_le_bytes());
     }
-    file.extend(code);
+    file.extend_from_slice(code);
     file
 }
 
-/// What the executable writes, computed here.
+/// What [`compute`] writes, computed here.
 pub(crate) fn compute_result() -> u64 {
     let mut memory = vec![0u64; WORDS as usize];
     let mut rax = 0u64;

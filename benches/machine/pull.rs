@@ -101,7 +101,7 @@ fn layout(base: &Path) -> Result<(String, f64)> {
 }
 
 /// The directory that this program was built in.
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     let program = std::env::current_exe().unwrap_or_default();
     let found = program.ancestors().find(|dir| dir.file_name().is_some_and(|name| name == "target"));
     found.map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target"), Path::to_owned)

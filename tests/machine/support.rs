@@ -69,7 +69,7 @@ pub(crate) fn resident_beyond_guest_ram_kib() -> u64 {
             let kib: u64 = rss.trim().trim_end_matches(" kB").parse().expect("a number");
             sum += if guest { 0 } else { kib };
         } else if line.split_whitespace().next().is_some_and(|word| word.contains('-')) {
-            guest = line.contains("cc-guest-ram");
+            guest = line.contains("cc-guest-ram") || line.contains("/snapshots/");
         }
     }
     sum
