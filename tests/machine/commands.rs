@@ -90,7 +90,7 @@ wheel:x:10:root,bob' >/etc/group",
         "mknod /etc/passwd c 1 5",
         "ln -s /dev/zero /etc/passwd",
         "mkdir /etc/passwd",
-        "truncate -s 1T /etc/passwd",
+        "truncate -s 9G /etc/passwd",
         "ln -s /proc/kmsg /etc/passwd",
         "ln -s passwd /etc/passwd",
     ] {
