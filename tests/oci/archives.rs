@@ -6,7 +6,7 @@ use cc::oci::{Error, PullPolicy};
 
 use crate::support::images::{Compression, Image, digest, index, noise, tar, write_layout};
 use crate::support::registry::Registry;
-use crate::support::{client_in, read, root, run, scratch, text};
+use crate::support::{alone, client_in, read, root, run, scratch, text};
 
 fn image() -> Image {
     Image::new(vec![tar(&[("name", b"lower"), ("data", &noise(3, 100_000))]), tar(&[("name", b"upper")])])
@@ -157,6 +157,11 @@ fn r6_6_names_in_an_archive_lead_nowhere() {
 
 #[test]
 fn images_are_listed_removed_and_pruned() {
+    if std::env::var_os("CC_TEST_ALONE").is_none() {
+        // A program that another test starts holds this process's locks until it has been executed.
+        alone("archives::images_are_listed_removed_and_pruned", &[("CC_TEST_ALONE", "1")]);
+        return;
+    }
     let dir = scratch();
     let client = client_in(dir.path()).policy(PullPolicy::Never).build().unwrap();
     let shared = tar(&[("shared", &noise(1, 50_000))]);
