@@ -2,11 +2,11 @@
 //!
 //! A snapshot is a directory with two files: `state` (what [`crate::state`] describes: processors, chipset, devices,
 //! and where memory has what) and `memory` (guest RAM, sparse: pages of zeros are holes). It is *whole* or it does not
-//! exist: [`store`] publishes it by one rename after all of it is on disk.
+//! exist: `store` publishes it by one rename after all of it is on disk.
 //!
 //! * [`capture`]: a machine that stands still is written.
 //! * [`restore`]: a board is made whose RAM is a private, copy-on-write mapping of `memory`.
-//! * [`memory`]: that file, with a checksum of every part.
+//! * `memory`: that file, with a checksum of every part.
 //!
 //! Nothing in a snapshot is believed before its checksums are right. What is damaged, of another version or of another
 //! machine is a [`SnapshotError`]; whoever wanted it boots instead. The host's end of the guest's sockets is not part

@@ -1,8 +1,8 @@
 //! virtio-fs: a file system of the host, served to the guest as FUSE over virtqueues.
 //!
-//! * [`spec`], [`wire`]: numbers and layouts of the protocol
-//! * [`session`]: what each request does, with [`ledger`] of what the client holds
-//! * [`buffers`], [`listing`]: answers that go straight into guest memory, and directory entries
+//! * `spec`, `wire`: numbers and layouts of the protocol
+//! * `session`: what each request does, with `ledger` of what the client holds
+//! * `buffers`, `listing`: answers that go straight into guest memory, and directory entries
 //!
 //! Queue 0 is for what must not wait behind other requests (FORGET), the rest carry requests. A request is carried out
 //! on the thread that notifies, into the guest's own buffers; no request waits for another. Requests are answered with
