@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("backend        {:>12?}", instance.backend());
     println!("fetch          {:>12.1?}", userland + timing.fetch);
     println!("load           {:>12.1?}", timing.load);
-    println!("boot           {:>12.1?}", timing.boot);
+    println!("{}        {:>12.1?}", if timing.restored { "restore" } else { "boot   " }, timing.boot);
     println!("first command  {first:>12.1?}");
     println!("next command   {next:>12.1?}");
     Ok(())

@@ -63,7 +63,7 @@
 //! | 3 the running computer | [`machine`]: board, run loop, boot; the host's end of the guest protocol |
 //! | 2 hardware the guest sees | [`chipset`]: bus, interrupt controllers, timers, serial port; [`virtio`]: console, sockets, entropy |
 //! | 1 processors | [`hypervisor`]: the interface of all backends, and the software CPU |
-//! | 1 files | [`vfs`]: layers of tar files, an overlay, memory, a host directory; not in a machine yet |
+//! | 1 files | [`vfs`]: layers of tar files, an overlay, memory, a host directory |
 //! | 0 ground | [`arch`]: processor state; [`memory`]: guest RAM; [`state`]: saved state; [`sys`]: the host's clock, entropy, memory |
 //!
 //! A call goes down: `process` writes a message for the program that is PID 1 in the guest, and the
@@ -75,7 +75,7 @@
 //!
 //! `CC_KERNEL` and `CC_BUSYBOX` name a kernel and a userland to use, `CC_CACHE_DIR` where fetched
 //! ones are kept, `CC_ALPINE_MIRROR` where to fetch from on hosts without apt; `CC_PROGRESS=never`
-//! hides the progress bar. Options of the builder come before them.
+//! hides the progress bar, `CC_BOOT_SNAPSHOT=never` has every machine boot. Options of the builder come before them.
 
 #[doc(hidden)]
 pub mod agent;

@@ -78,7 +78,10 @@ pub(super) fn start(mut builder: InstanceBuilder) -> Result<Instance, Error> {
     let (lifetime, config) = (builder.timeout, builder.source.config().cloned());
     let mut plan = Plan { builder: &mut builder, kernel: &kernel, root: &root, memory, command_line };
     let key = plan.key();
-    let restored = snapshots.as_ref().and_then(|store| plan.try_restore(store, &key));
+    let restored = match &snapshots {
+        Some(store) => plan.try_restore(store, &key)?,
+        None => None,
+    };
     let was_restored = restored.is_some();
     let (machine, client, load, started) = match restored {
         Some(done) => done,
@@ -169,9 +172,10 @@ impl Plan<'_> {
             .build()
     }
 
-    /// The machine from its snapshot, with an agent that answers. `None` says that it has to boot.
-    fn try_restore(&mut self, store: &Store, key: &Key) -> Option<Started> {
-        let place = store.find(key)?;
+    /// The machine from its snapshot, with an agent that answers. `None` says that it has to boot; only the end of its
+    /// lifetime is an error.
+    fn try_restore(&mut self, store: &Store, key: &Key) -> Result<Option<Started>, Error> {
+        let Some(place) = store.find(key) else { return Ok(None) };
         let begin = Instant::now();
         let attempt = snapshot::restore(&place, self.memory).and_then(|restored| {
             let verified = begin.elapsed();
@@ -184,19 +188,21 @@ impl Plan<'_> {
             Err(e) => {
                 tracing::warn!(error = &e as &dyn std::error::Error, "snapshot of the boot not used");
                 store.remove(key);
-                return None;
+                return Ok(None);
             }
         };
         let (load, started) = (begin.elapsed(), Instant::now());
-        match running.client(Some(RETURN), None) {
+        match running.client(Some(RETURN), self.builder.timeout) {
             Ok(client) => {
                 tracing::debug!(time = ?started.elapsed(), "agent is back");
-                Some((running.machine, client, load, started))
+                Ok(Some((running.machine, client, load, started)))
             }
+            // Its time was over; a boot would take longer.
+            Err(e @ Error::Timeout(_)) => Err(e),
             Err(e) => {
                 tracing::warn!(error = &e as &dyn std::error::Error, "restored machine does not answer");
                 store.remove(key);
-                None
+                Ok(None)
             }
         }
     }

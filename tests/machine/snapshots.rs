@@ -116,6 +116,10 @@ fn a_restored_machine_has_its_lifetime() {
     let error = machine.command("sleep").arg("100").status().unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
     assert!(matches!(machine.wait(), Err(cc::Error::Timeout(_))));
+    // One that is over before the agent is back is told, and is no fault of the snapshot's.
+    let over = small().timeout(Duration::from_millis(1)).start();
+    assert!(matches!(over, Err(cc::Error::Timeout(_))), "{over:?}");
+    assert!(small().start().unwrap().timing().restored);
 }
 
 #[test]

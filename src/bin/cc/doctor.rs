@@ -91,7 +91,8 @@ fn try_probe(cache: &CacheArgs) -> Result<(String, Value), Box<dyn std::error::E
         Some(dir) => Source::busybox_in(dir)?,
         None => Source::busybox()?,
     };
-    let mut builder = Instance::builder(source);
+    // What an earlier boot has left proves less.
+    let mut builder = Instance::builder(source).boot_snapshot(false);
     if let Some(dir) = &cache.cache_dir {
         builder = builder.cache_dir(dir);
     }
