@@ -159,7 +159,13 @@ fn a_clone_goes_on_from_where_its_parent_was() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
+    // One that somebody has stopped is not set going by being cloned.
+    sh(&parent, "sleep 1000 > /dev/null 2>&1 & echo $! > /srv/stopped");
+    // By another shell: a group that is orphaned while a member is stopped gets SIGHUP.
+    sh(&parent, "kill -STOP $(cat /srv/stopped)");
+    let state = "cut -d' ' -f3 /proc/$(cat /srv/stopped)/stat";
     let clones = parent.fork(2).unwrap();
+    assert!(clones.iter().chain([&parent]).all(|m| sh(m, state) == "T"));
     // Everybody's process can be woken, once each.
     for (n, machine) in clones.iter().chain([&parent]).enumerate() {
         assert_eq!(sh(machine, "cat /srv/x/file /tmp/file"), "before\nin tmp");
