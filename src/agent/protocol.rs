@@ -18,13 +18,15 @@ use alloc::vec::Vec;
 use core::ffi::CStr;
 use core::fmt;
 
+#[path = "protocol/net.rs"]
+pub mod net;
 #[path = "protocol/root.rs"]
 mod root;
 
 pub use root::{Mount, Root};
 
 /// Version of this protocol. Both sides must have the same: the library carries its own agent.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// The vsock port on the host (CID 2) that the agent connects to.
 pub const PORT: u32 = 1024;
 /// Bytes of a frame before its payload.
@@ -32,7 +34,7 @@ pub const HEADER: usize = 9;
 /// Most bytes in one [`Message::Data`].
 pub const MAX_DATA: usize = 64 * 1024;
 /// Most payload bytes of any frame but [`Message::Spawn`] and [`Message::Root`].
-pub const MAX_PAYLOAD: usize = MAX_DATA + 64;
+pub const MAX_PAYLOAD: usize = MAX_DATA + 256;
 /// Most payload bytes of [`Message::Spawn`] and [`Message::Root`]: above what a kernel takes as arguments and environment.
 pub const MAX_SPAWN: usize = 4 * 1024 * 1024;
 /// Bytes that may be under way on a channel without credit, in either direction.
@@ -266,6 +268,10 @@ pub enum Message<'a> {
     Freeze,
     /// Host, a request: let them go on.
     Thaw,
+    /// Host: something about a socket of the guest.
+    Socket(net::Request<'a>),
+    /// Agent: something about a socket.
+    SocketEvent(net::Event<'a>),
 }
 
 mod kind {
@@ -292,6 +298,8 @@ mod kind {
     pub(super) const FREEZE: u8 = 21;
     pub(super) const THAW: u8 = 22;
     pub(super) const RESIZE: u8 = 24;
+    pub(super) const SOCKET: u8 = 48;
+    pub(super) const SOCKET_EVENT: u8 = 49;
 }
 
 impl<'a> Message<'a> {
@@ -306,6 +314,8 @@ impl<'a> Message<'a> {
             }
             Message::Spawn(spawn) => spawn.encode(out),
             Message::Root(root) => root.encode(out),
+            Message::Socket(request) => request.encode(out),
+            Message::SocketEvent(event) => event.encode(out),
             Message::Freeze | Message::Thaw => {}
             Message::Spawned(pid) => out.extend_from_slice(&pid.to_le_bytes()),
             Message::SpawnFailed(errno, obstacle) => {
@@ -373,6 +383,8 @@ impl<'a> Message<'a> {
             Message::Root(_) => kind::ROOT,
             Message::Freeze => kind::FREEZE,
             Message::Thaw => kind::THAW,
+            Message::Socket(_) => kind::SOCKET,
+            Message::SocketEvent(_) => kind::SOCKET_EVENT,
         }
     }
 
@@ -421,6 +433,8 @@ impl<'a> Message<'a> {
             kind::ROOT => Message::Root(Root::decode(&mut r)?),
             kind::FREEZE => Message::Freeze,
             kind::THAW => Message::Thaw,
+            kind::SOCKET => Message::Socket(net::Request::decode(&mut r)?),
+            kind::SOCKET_EVENT => Message::SocketEvent(net::Event::decode(&mut r)?),
             other => return Err(Error::UnknownKind(other)),
         };
         if r.rest.is_empty() { Ok(message) } else { Err(Error::Malformed) }

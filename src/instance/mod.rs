@@ -8,6 +8,7 @@ mod builder;
 mod defaults;
 mod error;
 mod mount;
+mod net;
 mod progress;
 mod root;
 mod snapshot;
