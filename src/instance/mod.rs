@@ -10,6 +10,7 @@ mod error;
 mod mount;
 mod progress;
 mod root;
+mod saved;
 mod snapshot;
 mod source;
 mod start;

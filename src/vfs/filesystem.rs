@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use super::saved::Saver;
 use super::{
     Attr, Caller, Entry, Errno, FileType, Handle, Name, NodeId, Opened, ReadSink, Result, Seek, SetAttr,
     StatFs, WriteSource,
 };
+use crate::state::files::FileSystem as Saved;
 
 /// One entry of a directory listing.
 #[derive(Clone, Copy, Debug)]
@@ -274,5 +276,15 @@ pub trait FileSystem: Send + Sync {
     /// `EOPNOTSUPP` where there is no such thing.
     fn fork(&self) -> Result<Arc<dyn FileSystem>> {
         Err(Errno::EOPNOTSUPP)
+    }
+
+    /// Writes the file system down for a copy of the client that goes on later, as [`FileSystem::fork`] makes one for
+    /// now. The client stands still meanwhile.
+    ///
+    /// # Errors
+    /// The host's; `Unsupported` where there is no such thing.
+    fn save(&self, to: &mut Saver) -> std::io::Result<Saved> {
+        let _ = to;
+        Err(std::io::ErrorKind::Unsupported.into())
     }
 }

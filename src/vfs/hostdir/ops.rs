@@ -9,6 +9,8 @@ use rustix::process::getegid;
 
 use super::nodes::Key;
 use super::{HostDir, Ownership, errno, lock, proc_path, stat};
+use crate::state::files::FileSystem as Saved;
+use crate::vfs::saved::Saver;
 use crate::vfs::{
     Attr, Caller, DirSink, Entry, Errno, FileSystem, Handle, NAME_MAX, Name, NodeId, Opened, ReadSink,
     Result, Seek, SetAttr, SetTime, StatFs, WriteSource, falloc, mode, open, rename,
@@ -420,6 +422,10 @@ impl FileSystem for HostDir {
 
     fn fork(&self) -> Result<Arc<dyn FileSystem>> {
         Ok(Arc::new(self.duplicate()))
+    }
+
+    fn save(&self, _: &mut Saver) -> std::io::Result<Saved> {
+        Ok(Saved::Directory(self.saved()))
     }
 
     fn fsync(&self, node: NodeId, handle: Handle, datasync: bool) -> Result<()> {

@@ -41,11 +41,11 @@ const FOREVER: Duration = Duration::from_secs(1 << 30);
 
 /// A file system and what the client holds of it.
 pub(super) struct Session {
-    fs: Arc<dyn FileSystem>,
-    caching: Caching,
+    pub(super) fs: Arc<dyn FileSystem>,
+    pub(super) caching: Caching,
     /// The minor version agreed on; 0 while fresh.
-    minor: AtomicU32,
-    ledger: Mutex<Ledger>,
+    pub(super) minor: AtomicU32,
+    pub(super) ledger: Mutex<Ledger>,
 }
 
 /// What to answer.
@@ -84,7 +84,7 @@ impl Session {
         Self { fs, caching, minor: AtomicU32::new(0), ledger: Mutex::default() }
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(|e| e.into_inner())
     }
 
