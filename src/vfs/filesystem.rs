@@ -173,6 +173,23 @@ pub trait FileSystem: Send + Sync {
         kill_suidgid: bool,
     ) -> Result<usize>;
 
+    /// Writes at the end of the file, wherever that is now, for a handle opened with `APPEND`; the client takes it to be
+    /// at `offset`. To be overridden where others than this client write too.
+    ///
+    /// # Errors
+    /// As `write`.
+    fn append(
+        &self,
+        node: NodeId,
+        handle: Handle,
+        offset: u64,
+        size: u32,
+        source: &mut dyn WriteSource,
+        kill_suidgid: bool,
+    ) -> Result<usize> {
+        self.write(node, handle, offset, size, source, kill_suidgid)
+    }
+
     /// A descriptor of the open file was closed; reports errors of earlier writes.
     fn flush(&self, node: NodeId, handle: Handle) -> Result<()> {
         let _ = (node, handle);

@@ -258,7 +258,7 @@ impl HostDir {
     }
 
     /// Opens again what an `O_PATH` descriptor refers to.
-    fn reopen(&self, fd: &OwnedFd, flags: OFlags) -> Result<File> {
+    fn reopen(&self, fd: &impl AsRawFd, flags: OFlags) -> Result<File> {
         let path = proc_path(fd);
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
         self.quietly(flags, |flags| fs::open(path.as_str(), flags, Mode::empty())).map(File::from)
@@ -294,7 +294,7 @@ impl HostDir {
     pub(in crate::vfs) fn open_to_read(&self, node: NodeId) -> Result<File> {
         let fd = self.fd(node)?;
         match FileType::from_mode(u32::from(stat(&*fd)?.stx_mode)) {
-            Some(FileType::File) => self.reopen(&fd, OFlags::RDONLY),
+            Some(FileType::File) => self.reopen(&*fd, OFlags::RDONLY),
             _ => Err(Errno::EINVAL),
         }
     }

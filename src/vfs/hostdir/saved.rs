@@ -93,7 +93,7 @@ impl HostDir {
                 return Err(invalid("open files of a directory"));
             }
             // What is gone, or has become something else, is no open file any more.
-            if let Ok(file) = dir.fd(NodeId(node)).and_then(|fd| dir.reopen(&fd, flags)) {
+            if let Ok(file) = dir.fd(NodeId(node)).and_then(|fd| dir.reopen(&*fd, flags)) {
                 handles.insert(handle, Arc::new(file));
             }
         }
