@@ -494,10 +494,7 @@ impl Net {
 }
 
 /// What `attempt` gives for the first target for which it does, or why it fails for the last.
-fn first<T>(
-    targets: &[SockAddr],
-    mut attempt: impl FnMut(&SockAddr) -> sys::Result<T>,
-) -> sys::Result<T> {
+fn first<T>(targets: &[SockAddr], mut attempt: impl FnMut(&SockAddr) -> sys::Result<T>) -> sys::Result<T> {
     let mut last = sys::EINVAL;
     for target in targets {
         match attempt(target) {

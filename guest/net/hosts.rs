@@ -81,7 +81,8 @@ pub(crate) fn config(text: &[u8]) -> Config {
                 }
             }
             Some(b"search" | b"domain") => {
-                let domains = words.map(without_dot).filter(|domain| domain.len() < 254 && !domain.is_empty());
+                let domains =
+                    words.map(without_dot).filter(|domain| domain.len() < 254 && !domain.is_empty());
                 config.search = domains.take(MAX_SEARCH).map(<[u8]>::to_vec).collect();
             }
             Some(b"options") => words.for_each(|word| config.set(word)),

@@ -184,10 +184,8 @@ pub(crate) fn receive_from(fd: &Fd, bytes: &mut Vec<u8>, max: usize) -> Result<S
 
 fn set(fd: &Fd, level: usize, option: usize, value: &[u8]) -> Result<()> {
     // SAFETY: the kernel reads the value.
-    unsafe {
-        call6(nr::SETSOCKOPT, [fd.0 as usize, level, option, value.as_ptr() as usize, value.len(), 0])
-    }
-    .map(drop)
+    unsafe { call6(nr::SETSOCKOPT, [fd.0 as usize, level, option, value.as_ptr() as usize, value.len(), 0]) }
+        .map(drop)
 }
 
 fn level_and_name(fd: &Fd, opt: Opt) -> Result<(usize, usize)> {

@@ -11,6 +11,7 @@ mod mount;
 mod net;
 mod progress;
 mod root;
+mod saved;
 mod snapshot;
 mod source;
 mod start;
