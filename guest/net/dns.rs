@@ -7,8 +7,6 @@ extern crate alloc;
 use alloc::vec::Vec;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Longest message that is taken without TCP.
-pub(crate) const MAX_UDP: usize = 4096;
 /// Most addresses that an answer gives.
 pub(crate) const MAX_ADDRESSES: usize = 32;
 /// Longest chain of aliases.

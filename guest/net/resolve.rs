@@ -17,6 +17,8 @@ use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, Errno, Fd, Result};
 const MAX_FILE: usize = 1024 * 1024;
 const PORT: u16 = 53;
 const SECOND: u64 = 1_000_000_000;
+/// Longest message that is taken without TCP.
+const MAX_UDP: usize = 4096;
 /// Messages that are looked at in a row.
 const ROUNDS: usize = 16;
 const KINDS: [Kind; 2] = [Kind::A, Kind::Aaaa];
@@ -222,7 +224,7 @@ impl Resolver {
     }
 
     fn on_udp(&mut self) -> Result<()> {
-        let mut message = [0; dns::MAX_UDP];
+        let mut message = [0; MAX_UDP];
         for _ in 0..ROUNDS {
             let Some(fd) = &self.fd else { return Err(sys::EINVAL) };
             match fd.read(&mut message) {

@@ -11,26 +11,49 @@ pub fn guest_error(errno: i32) -> io::Error {
     if cfg!(target_os = "linux") {
         return io::Error::from_raw_os_error(errno);
     }
-    let kind = match errno {
+    io::Error::new(kind(errno), format!("Linux error {errno} in the guest"))
+}
+
+/// The kind of a Linux errno, as std has it on Linux.
+pub(super) fn kind(errno: i32) -> ErrorKind {
+    match errno {
         1 | 13 => ErrorKind::PermissionDenied,
         2 => ErrorKind::NotFound,
         4 => ErrorKind::Interrupted,
         7 => ErrorKind::ArgumentListTooLong,
         11 => ErrorKind::WouldBlock,
         12 => ErrorKind::OutOfMemory,
+        16 => ErrorKind::ResourceBusy,
         17 => ErrorKind::AlreadyExists,
+        18 => ErrorKind::CrossesDevices,
         20 => ErrorKind::NotADirectory,
         21 => ErrorKind::IsADirectory,
         22 => ErrorKind::InvalidInput,
         26 => ErrorKind::ExecutableFileBusy,
         27 => ErrorKind::FileTooLarge,
         28 => ErrorKind::StorageFull,
+        29 => ErrorKind::NotSeekable,
         30 => ErrorKind::ReadOnlyFilesystem,
+        31 => ErrorKind::TooManyLinks,
         32 => ErrorKind::BrokenPipe,
+        35 => ErrorKind::Deadlock,
+        36 => ErrorKind::InvalidFilename,
+        38 | 95 => ErrorKind::Unsupported,
+        39 => ErrorKind::DirectoryNotEmpty,
+        98 => ErrorKind::AddrInUse,
+        99 => ErrorKind::AddrNotAvailable,
+        100 => ErrorKind::NetworkDown,
+        101 => ErrorKind::NetworkUnreachable,
+        103 => ErrorKind::ConnectionAborted,
+        104 => ErrorKind::ConnectionReset,
+        107 => ErrorKind::NotConnected,
         110 => ErrorKind::TimedOut,
+        111 => ErrorKind::ConnectionRefused,
+        113 => ErrorKind::HostUnreachable,
+        116 => ErrorKind::StaleNetworkFileHandle,
+        122 => ErrorKind::QuotaExceeded,
         _ => ErrorKind::Other,
-    };
-    io::Error::new(kind, format!("guest error {errno}"))
+    }
 }
 
 /// An error that says more than its number; the number's own error is its source.

@@ -2,6 +2,8 @@
 
 #[path = "../conformance/net.rs"]
 mod conformance;
+mod machine;
+mod names;
 #[allow(dead_code)]
 #[path = "../machine/support.rs"]
 mod support;

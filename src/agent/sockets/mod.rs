@@ -9,6 +9,8 @@
 mod connection;
 mod datagrams;
 mod request;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::io;
