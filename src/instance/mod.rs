@@ -81,6 +81,8 @@ pub struct Instance {
     lifetime: Option<Duration>,
     id: String,
     config: Option<ImageConfig>,
+    /// Why it was not restored.
+    booted: Option<String>,
     closed: AtomicBool,
 }
 
@@ -108,7 +110,17 @@ impl Instance {
         config: Option<ImageConfig>,
     ) -> Self {
         let closed = AtomicBool::new(false);
-        Self { machine, client, defaults: Arc::new(defaults), timing, lifetime, id, config, closed }
+        Self {
+            machine,
+            client,
+            defaults: Arc::new(defaults),
+            timing,
+            lifetime,
+            id,
+            config,
+            booted: None,
+            closed,
+        }
     }
 
     /// A command to run in the machine. This corresponds to [`std::process::Command::new`].
@@ -151,6 +163,12 @@ impl Instance {
     /// How long the parts of the start took.
     pub fn timing(&self) -> Timing {
         self.timing
+    }
+
+    /// Why the machine was booted and not restored from the snapshot of an earlier boot, as a sentence without its full
+    /// stop; `None` for one that was restored.
+    pub fn boot_reason(&self) -> Option<&str> {
+        self.booted.as_deref()
     }
 
     /// Guest instructions executed so far, where the backend counts them. Brought up to date
