@@ -201,6 +201,8 @@ pub struct Spawn<'a> {
     pub limits: Vec<Limit>,
     /// Nanoseconds after which its process group is killed, 0 for never.
     pub timeout_ns: u64,
+    /// Whether it is process 1 of a world of processes of its own, with whose end the machine ends.
+    pub init: bool,
 }
 
 /// How a command ended and what it used.
@@ -214,6 +216,8 @@ pub struct Exited {
     pub system_us: u64,
     /// Peak resident memory in KiB.
     pub max_rss_kib: u64,
+    /// Microseconds from its start to its end.
+    pub wall_us: u64,
     /// Whether it was [`Spawn::timeout_ns`] that ended it.
     pub timed_out: bool,
 }
@@ -328,7 +332,7 @@ impl<'a> Message<'a> {
             }
             Message::Exited(e) => {
                 out.extend_from_slice(&e.status.to_le_bytes());
-                for v in [e.user_us, e.system_us, e.max_rss_kib] {
+                for v in [e.user_us, e.system_us, e.max_rss_kib, e.wall_us] {
                     out.extend_from_slice(&v.to_le_bytes());
                 }
                 out.push(e.timed_out.into());
@@ -397,6 +401,7 @@ impl<'a> Message<'a> {
                 user_us: r.u64()?,
                 system_us: r.u64()?,
                 max_rss_kib: r.u64()?,
+                wall_us: r.u64()?,
                 timed_out: r.u8()? != 0,
             }),
             kind::PING => Message::Ping(r.u64()?),
@@ -431,6 +436,7 @@ impl<'a> Spawn<'a> {
             | u8::from(self.set_home) << 6
             | u8::from(self.terminal.is_some()) << 7;
         out.push(flags);
+        out.push(self.init.into());
         out.extend(self.stdio.map(|m| m as u8));
         out.extend_from_slice(&self.process_group.to_le_bytes());
         out.extend_from_slice(&self.timeout_ns.to_le_bytes());
@@ -467,6 +473,11 @@ impl<'a> Spawn<'a> {
 
     fn decode(r: &mut Reader<'a>) -> Result<Self, Error> {
         let flags = r.u8()?;
+        let init = match r.u8()? {
+            0 => false,
+            1 => true,
+            _ => return Err(Error::Malformed),
+        };
         let mut stdio = [Mode::Null; 3];
         for mode in &mut stdio {
             *mode = match r.u8()? {
@@ -504,6 +515,7 @@ impl<'a> Spawn<'a> {
             new_session,
             limits,
             timeout_ns,
+            init,
         })
     }
 }

@@ -91,6 +91,7 @@ proptest! {
             new_session,
             limits: limits.into_iter().map(|(resource, soft, hard)| Limit { resource, soft, hard }).collect(),
             timeout_ns: timeout,
+            init: timeout % 2 == 1,
         };
         let message = Message::Spawn(spawn);
         let mut seen = 0;
@@ -110,7 +111,7 @@ proptest! {
         piece in 1usize..3000,
     ) {
         let (u, i) = (n as u32, n as i32);
-        let exited = Exited { status: i, user_us: n, system_us: !n, max_rss_kib: n / 3, timed_out: n % 2 == 1 };
+        let exited = Exited { status: i, user_us: n, system_us: !n, max_rss_kib: n / 3, wall_us: n / 5, timed_out: n % 2 == 1 };
         let messages = [
             Message::Hello(n as u16), Message::Spawned(u), Message::SpawnFailed(i, Obstacle::Group),
             Message::Data(channel, &bytes), Message::Eof(channel), Message::Credit(channel, u),
