@@ -313,6 +313,7 @@ impl Server {
             | Message::Root(_)
             | Message::Freeze
             | Message::Thaw
+            | Message::Sync
                 if !self.machine =>
             {
                 Err(sys::EPERM)
@@ -320,6 +321,10 @@ impl Server {
             Message::Freeze => freeze::freeze(&mut self.frozen),
             Message::Thaw => {
                 freeze::thaw(&mut self.frozen);
+                Ok(())
+            }
+            Message::Sync => {
+                sys::sync();
                 Ok(())
             }
             Message::Root(_) if self.rooted => Err(sys::EALREADY),

@@ -92,4 +92,7 @@ pub mod sys;
 pub mod vfs;
 pub mod virtio;
 
-pub use instance::{Backend, Error, Instance, InstanceBuilder, Mount, Snapshot, Source, Timing};
+pub use instance::{
+    Backend, Error, FileSystemSnapshotOptions, Instance, InstanceBuilder, Mount, Snapshot, Source, Timing,
+};
+pub use oci::FileSystemSnapshot;

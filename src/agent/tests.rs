@@ -118,7 +118,7 @@ proptest! {
             Message::Signal(i), Message::Resize(u as u16, n as u16 ^ 3), Message::Exited(exited), Message::Ping(n), Message::Pong(n),
             Message::Shutdown(Ending::Restart, u), Message::Shutdown(Ending::PowerOff, u),
             Message::SetTime(n), Message::Reseed(&bytes), Message::SetHostname(&bytes), Message::Reply(i),
-            Message::Freeze, Message::Thaw,
+            Message::Freeze, Message::Thaw, Message::Sync,
         ];
         let all: Vec<u8> = messages.iter().flat_map(|m| frame(m, stream)).collect();
         let mut expected = messages.iter();

@@ -7,6 +7,7 @@
 mod builder;
 mod defaults;
 mod error;
+mod fs_snapshot;
 mod mount;
 mod progress;
 mod root;
@@ -15,12 +16,13 @@ mod source;
 mod start;
 
 use std::ffi::{OsStr, OsString};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use builder::InstanceBuilder;
 pub use error::Error;
+pub use fs_snapshot::FileSystemSnapshotOptions;
 pub use mount::Mount;
 pub use progress::Progress;
 pub use snapshot::Snapshot;
@@ -81,6 +83,10 @@ pub struct Instance {
     id: String,
     config: Option<ImageConfig>,
     closed: AtomicBool,
+    /// What the root started from, where that is known.
+    origin: Option<fs_snapshot::Origin>,
+    /// Held by who has the guest's processes stopped.
+    freezing: Mutex<()>,
 }
 
 impl Instance {
@@ -107,7 +113,13 @@ impl Instance {
         config: Option<ImageConfig>,
     ) -> Self {
         let closed = AtomicBool::new(false);
-        Self { machine, client, defaults: Arc::new(defaults), timing, lifetime, id, config, closed }
+        let (defaults, freezing) = (Arc::new(defaults), Mutex::new(()));
+        Self { machine, client, defaults, timing, lifetime, id, config, closed, origin: None, freezing }
+    }
+
+    fn with_origin(mut self, origin: Option<fs_snapshot::Origin>) -> Self {
+        self.origin = origin;
+        self
     }
 
     /// A command to run in the machine. This corresponds to [`std::process::Command::new`].

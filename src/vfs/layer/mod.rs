@@ -57,6 +57,11 @@ impl Layer {
         &self.index
     }
 
+    /// The whole tar, from its beginning.
+    pub fn tar(&self) -> impl io::Read + use<'_> {
+        TarBytes { tar: &self.tar, at: 0 }
+    }
+
     /// Reads file data of a regular file; the range is cut to the file. Gives the number of bytes.
     pub(crate) fn read(&self, inode: u32, offset: u64, len: usize, sink: &mut dyn ReadSink) -> Result<usize> {
         let node = self.index.inode(inode);
@@ -106,5 +111,19 @@ impl Layer {
             at = at.saturating_add(len);
         }
         at
+    }
+}
+
+/// Reads a tar without moving the position that all who have it open share.
+struct TarBytes<'a> {
+    tar: &'a File,
+    at: u64,
+}
+
+impl io::Read for TarBytes<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = super::io::read_at(self.tar, buffer, self.at)?;
+        self.at += n as u64;
+        Ok(n)
     }
 }
