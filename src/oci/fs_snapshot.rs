@@ -295,7 +295,7 @@ impl Changes<'_> {
             .map_err(|source| Error::Layer { layer: "the layer of changes".into(), source })?;
         let lock = match wait_for(store, &diff, || store.try_lock(&diff), || store.open_layer(&diff))? {
             Ok(lock) => lock,
-            Err(layer) => {
+            Err((_, layer)) => {
                 work.clear();
                 return Ok((diff, layer));
             }
@@ -337,21 +337,29 @@ fn wait<T>(
     name: &Digest,
     there: impl Fn() -> Result<Option<T>, Error>,
 ) -> Result<Result<Work, T>, Error> {
-    wait_for(store, name, || store.try_work(name), there)
+    Ok(wait_for(store, name, || store.try_work(name), there)?.map_err(|(work, made)| {
+        if let Some(work) = work {
+            work.discard();
+        }
+        made
+    }))
 }
+
+/// The right, or what was made meanwhile, with the right to it where we have got it.
+type Waited<R, T> = Result<R, (Option<R>, T)>;
 
 fn wait_for<R, T>(
     store: &Store,
     name: &Digest,
     right: impl Fn() -> Result<Option<R>, Error>,
     there: impl Fn() -> Result<Option<T>, Error>,
-) -> Result<Result<R, T>, Error> {
+) -> Result<Waited<R, T>, Error> {
     let mut seen = (0, Instant::now());
     loop {
         // In this order: whoever makes it lets go of the right only afterwards.
         let right = right()?;
         if let Some(made) = there()? {
-            return Ok(Err(made));
+            return Ok(Err((right, made)));
         }
         if let Some(right) = right {
             return Ok(Ok(right));

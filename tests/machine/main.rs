@@ -10,6 +10,7 @@ mod endings;
 mod examples;
 mod files;
 mod floods;
+mod fs_snapshot_store;
 mod fs_snapshots;
 mod images;
 mod kernels;

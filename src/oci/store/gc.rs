@@ -131,6 +131,10 @@ impl Store {
                 Err(e) => return Err(Error::store("remove", &dir)(e)),
             }
         }
+        for name in names(&self.locks())? {
+            // Of a process that was killed; taken and let go, its file goes.
+            drop(Lock::try_take(&self.locks().join(&name))?);
+        }
         Ok(freed)
     }
 }
