@@ -134,8 +134,12 @@ impl Server {
     pub(crate) fn run(&mut self) -> ! {
         let mut events = [sys::Event::default(); 64];
         loop {
-            let timeout = self.on_time();
+            let mut timeout = self.on_time();
             self.flush();
+            if matches!(self.connection, Connection::Down { .. }) {
+                // It may have gone down just now, and then there is something to do at once.
+                timeout = self.on_time();
+            }
             let events = self.epoll.wait(&mut events, timeout);
             for event in events {
                 let (mask, token) = (event.events, event.token);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -11,7 +11,7 @@ use std::time::Instant;
 use cc::oci::{Client, Digest};
 use cc::{FileSystemSnapshot, FileSystemSnapshotOptions, Instance};
 
-use crate::support::{scratch, sh, small, wait_until};
+use crate::support::{compiled, install, scratch, sh, small, wait_until};
 use crate::world::{self, oci};
 
 const STORE: &str = "CC_TEST_STORE";
@@ -239,21 +239,11 @@ int main(int count, char **arguments) {
 #[test]
 fn programs_that_write_stand_still_for_the_snapshot() {
     let store = scratch();
-    fs::write(store.path().join("counting.c"), COUNTING).unwrap();
-    let compile = "cc -O1 -static -o \"$0/counting\" \"$0/counting.c\"";
-    let compiled = Command::new("sh").args(["-c", compile]).arg(store.path()).output().unwrap();
-    if !compiled.status.success() {
+    let Some(program) = compiled(COUNTING) else {
         return world::missing("a C compiler with a static C library");
-    }
+    };
     let machine = small().start().unwrap();
-    let mut copied = machine
-        .command("sh")
-        .args(["-c", "cat > /bin/counting; chmod 755 /bin/counting"])
-        .stdin(cc::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    copied.stdin.take().unwrap().write_all(&fs::read(store.path().join("counting")).unwrap()).unwrap();
-    assert!(copied.wait().unwrap().success());
+    install(&machine, "/bin/counting", &program);
     let mut child = machine.command("counting").stdout(cc::process::Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();

@@ -17,6 +17,8 @@ mod kernels;
 mod lifetime;
 mod mounts;
 mod programs;
+mod snapshot_clones;
+mod snapshot_input;
 mod snapshots;
 mod support;
 mod terminal;
