@@ -101,8 +101,9 @@ fn r6_7_kill_9_while_taking_a_snapshot_never_harms_the_store() {
     let store = scratch();
     let client = client(store.path());
     let mut taken: Vec<Digest> = Vec::new();
+    let mut whole_ones = BTreeSet::new();
     let mut unfinished = 0;
-    for round in 0..8u32 {
+    for round in 0..6u32 {
         let (mut child, mut lines) = child(store.path(), &format!("from {}", 1000 + round * 100));
         assert_eq!(lines.next().as_deref(), Some("begins"));
         // One is finished, then at any moment of the next ones.
@@ -110,7 +111,7 @@ fn r6_7_kill_9_while_taking_a_snapshot_never_harms_the_store() {
         let first = lines.next().unwrap();
         let whole = begin.elapsed();
         taken.push(first.strip_prefix("key ").unwrap().parse().unwrap());
-        std::thread::sleep(whole * round / 6);
+        std::thread::sleep(whole * round / 5);
         child.kill().unwrap();
         child.wait().unwrap();
         unfinished += left(store.path(), "work");
@@ -119,13 +120,15 @@ fn r6_7_kill_9_while_taking_a_snapshot_never_harms_the_store() {
             taken.iter().all(|key| listed.iter().any(|entry| entry.key == *key)),
             "what was told is there"
         );
-        listed.iter().for_each(|entry| assert_whole(&client.snapshot(&entry.key).unwrap()));
+        for entry in listed.into_iter().filter(|entry| whole_ones.insert(entry.key.clone())) {
+            assert_whole(&client.snapshot(&entry.key).unwrap());
+        }
     }
     println!("{unfinished} snapshots were cut off");
     client.prune().unwrap();
     assert_eq!(["work", "locks"].map(|part| left(store.path(), part)), [0, 0]);
     let listed = client.snapshots().unwrap();
-    assert!(listed.len() >= 8);
+    assert!(listed.len() >= 6);
     for entry in listed {
         assert_whole(&client.snapshot(&entry.key).unwrap());
         client.remove_snapshot(&entry.key).unwrap();
@@ -194,7 +197,7 @@ fn a_full_disk_is_a_clean_error() {
     }
     let _mount = Mount(place.to_owned());
     let machine = small().start().unwrap();
-    sh(&machine, "yes full | head -c 12000000 > /srv/large");
+    sh(&machine, "yes $(printf '%04000d' 1) | head -c 12000000 > /srv/large");
     let error = take(&machine, dir.path()).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error:?}");
     let source = std::error::Error::source(&error).unwrap().to_string();

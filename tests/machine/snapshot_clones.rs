@@ -122,18 +122,18 @@ fn a_clone_in_the_midst_of_synchronising_goes_on() {
 #[test]
 fn pipes_between_processes_lose_nothing_in_a_clone() {
     let parent = small().start().unwrap();
-    sh(&parent, "seq 1 8000 > /srv/data; md5sum < /srv/data > /srv/right");
+    sh(&parent, "seq 1 4000 > /srv/data; md5sum < /srv/data > /srv/right");
     let work =
         "while :; do cat /srv/data | gzip -1 | cat | gzip -d | tee /srv/copy | md5sum >> /srv/sums; done";
     sh(&parent, &format!("({work}) > /dev/null 2>&1 &"));
     let count = |machine: &Instance| sh(machine, "cat /srv/sums 2>/dev/null | wc -l").parse::<u32>().unwrap();
     wait_until("one is done", || count(&parent) > 0);
-    let mut clones: Vec<Instance> = (0..3).flat_map(|_| parent.fork(1).unwrap()).collect();
+    let mut clones: Vec<Instance> = (0..2).flat_map(|_| parent.fork(1).unwrap()).collect();
     clones.push(parent);
     for machine in &clones {
-        // The one that was under way, and another.
+        // The one that was under way.
         let now = count(machine);
-        wait_until("it goes on", || count(machine) > now + 1);
+        wait_until("it goes on", || count(machine) > now);
         assert_eq!(
             sh(machine, "sort -u /srv/sums; cat /srv/right | wc -l"),
             sh(machine, "cat /srv/right; echo 1")

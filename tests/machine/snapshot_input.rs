@@ -116,48 +116,31 @@ fn r5_7_a_state_of_another_make_is_refused() {
 /// What is not this machine's is not run: it boots, and leaves one of its own.
 #[test]
 fn r5_7_a_foreign_or_half_snapshot_makes_it_boot() {
-    let (dir, other) = (scratch(), scratch());
+    let dir = scratch();
     drop(start(dir.path()));
     let place = only(dir.path());
-    let state = fs::read(place.join("state")).unwrap();
-    drop(small().memory_mb(161).snapshot_dir(other.path()).start().unwrap());
-    let larger = only(other.path());
+    let state = || fs::read(place.join("state")).unwrap();
     let rewrite = |change: fn(&mut state::Machine)| {
-        fs::write(place.join("state"), with_machine(&state, change)).unwrap();
+        fs::write(place.join("state"), with_machine(&state(), change)).unwrap();
     };
-    let spoilt: [(&str, &dyn Fn()); 5] = [
-        ("a version of later", &|| {
-            let mut bumped = state.clone();
-            bumped[18] += 1;
-            fs::write(place.join("state"), summed(bumped)).unwrap();
-        }),
-        ("another processor", &|| rewrite(|m| m.cpu_model = "x86-64-v4".into())),
+    let spoilt: [(&str, &dyn Fn()); 3] = [
         ("other devices", &|| rewrite(|m| m.devices.reverse())),
-        ("a machine with other memory", &|| {
-            for name in ["state", "memory"] {
-                fs::copy(larger.join(name), place.join(name)).unwrap();
-            }
+        ("other memory", &|| rewrite(|m| m.memory += 1 << 20)),
+        // What it lacks in a draft that somebody has left.
+        ("only a state", &|| {
+            fs::create_dir_all(dir.path().join("drafts/left")).unwrap();
+            fs::rename(place.join("memory"), dir.path().join("drafts/left/memory")).unwrap();
         }),
-        ("only a state", &|| fs::remove_file(place.join("memory")).unwrap()),
     ];
     for (what, spoil) in spoilt {
         spoil();
         let machine = start(dir.path());
         assert!(!machine.timing().restored, "{what}");
-        assert_eq!(sh(&machine, "echo well; grep -c processor /proc/cpuinfo"), "well\n1", "{what}");
-        drop(machine);
-        assert_eq!(only(dir.path()), place);
-        // Taken anew, so of this time; otherwise as it was.
-        let machine: state::Machine =
-            Reader::parse(&fs::read(place.join("state")).unwrap()).unwrap().take(0).unwrap();
-        assert_eq!((machine.memory, machine.cpus), (MEMORY, 1), "{what}");
-        fs::write(place.join("state"), fs::read(place.join("state")).unwrap()).unwrap();
+        assert_eq!(sh(&machine, "echo well"), "well", "{what}");
+        assert_eq!(only(dir.path()), place, "{what}");
+        let left: state::Machine = Reader::parse(&state()).unwrap().take(0).unwrap();
+        assert_eq!((left.memory, left.cpus), (MEMORY, 1), "{what}");
     }
-    // Without a state there is no snapshot, whatever else there is.
-    fs::remove_file(place.join("state")).unwrap();
-    fs::create_dir_all(dir.path().join("drafts/left")).unwrap();
-    fs::copy(larger.join("state"), dir.path().join("drafts/left/state")).unwrap();
-    assert!(!start(dir.path()).timing().restored);
     let machine = start(dir.path());
     assert!(machine.timing().restored);
     assert_eq!(sh(&machine, "echo well"), "well");
