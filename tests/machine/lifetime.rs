@@ -197,7 +197,7 @@ fn cycles(count: usize) {
     let cycle = |n: usize| {
         let machine = small().start().unwrap();
         assert_eq!(sh(&machine, &format!("echo {n} > /srv/n; cat /srv/n")), n.to_string());
-        let clone = (n % 10 == 0).then(|| machine.fork(1).unwrap());
+        let clone = n.is_multiple_of(10).then(|| machine.fork(1).unwrap());
         match n % 3 {
             0 => drop(machine),
             1 => machine.close().unwrap(),
