@@ -11,7 +11,7 @@ use std::time::Instant;
 use cc::oci::{Client, Digest};
 use cc::{FileSystemSnapshot, FileSystemSnapshotOptions, Instance};
 
-use crate::support::{compiled, install, scratch, sh, small, wait_until};
+use crate::support::{SmallDisk, compiled, install, scratch, sh, small, wait_until};
 use crate::world::{self, oci};
 
 const STORE: &str = "CC_TEST_STORE";
@@ -181,21 +181,49 @@ fn a_damaged_snapshot_is_absent_and_taken_anew() {
     }
 }
 
+/// A record that somebody made up, with a right digest, leads nowhere.
+#[test]
+fn made_up_records_are_absent() {
+    let store = scratch();
+    let machine = small().start().unwrap();
+    change(&machine, 1);
+    let key = take(&machine, store.path()).unwrap().key().clone();
+    let path = store.path().join(format!("oci/1/snapshots/sha256-{}.json", key.hex()));
+    let record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let text = record["text"].as_str().unwrap().to_owned();
+    let write = |text: &str| {
+        let record = serde_json::json!({"digest": Digest::of(text.as_bytes()).to_string(), "text": text});
+        fs::write(&path, record.to_string()).unwrap();
+    };
+    let opened = || client(store.path()).snapshot(&key);
+    write(&text);
+    assert_whole(&opened().unwrap());
+    let forge = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut forged: serde_json::Value = serde_json::from_str(&text).unwrap();
+        change(&mut forged);
+        write(&forged.to_string());
+        let error = opened().unwrap_err();
+        assert!(matches!(error, cc::oci::Error::NoSnapshot { .. }), "{forged}: {error}");
+        assert_eq!(client(store.path()).snapshots().unwrap(), [], "{forged}");
+    };
+    let other = Digest::of(b"").to_string();
+    forge(&|r| r["changes"] = other.clone().into());
+    forge(&|r| r["parent"] = serde_json::json!({"userland": other}));
+    forge(&|r| r["parent"] = "directory".into());
+    forge(&|r| r["directory"] = serde_json::json!({"path": "/", "user_as_root": false}));
+    forge(&|r| r["layers"] = serde_json::json!([]));
+    forge(&|r| r["layers"] = vec![other.clone(); 1025].into());
+    forge(&|r| r["layers"][1] = "sha256:../../../../etc/passwd".into());
+    forge(&|r| r["config"] = "{}".into());
+    write("no text at all");
+    assert!(opened().is_err());
+    fs::write(&path, vec![b'['; 100_000]).unwrap();
+    assert!(opened().is_err());
+}
+
 #[test]
 fn a_full_disk_is_a_clean_error() {
-    let dir = scratch();
-    let place = dir.path().to_str().unwrap();
-    let mount = ["-t", "tmpfs", "-o", "size=8m", "tmpfs", place];
-    if !Command::new("mount").args(mount).stderr(Stdio::null()).status().is_ok_and(|s| s.success()) {
-        return oci::note("a_full_disk_is_a_clean_error: NOT RUN, it takes root to mount a small disk");
-    }
-    struct Mount(String);
-    impl Drop for Mount {
-        fn drop(&mut self) {
-            let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-        }
-    }
-    let _mount = Mount(place.to_owned());
+    let Some(dir) = SmallDisk::new(8) else { return };
     let machine = small().start().unwrap();
     sh(&machine, "yes $(printf '%04000d' 1) | head -c 12000000 > /srv/large");
     let error = take(&machine, dir.path()).unwrap_err();

@@ -10,7 +10,7 @@ use cc::state::{self, StateError};
 use cc::{Instance, InstanceBuilder};
 use sha2::Digest;
 
-use crate::support::{scratch, sh, small};
+use crate::support::{SmallDisk, scratch, sh, small};
 use crate::world::oci;
 
 const MEMORY: u64 = 160 << 20;
@@ -191,4 +191,16 @@ fn processes_that_leave_the_first_snapshot_at_once_leave_one() {
     let machine = start(dir.path());
     assert!(machine.timing().restored);
     assert_eq!(sh(&machine, "echo up"), "up");
+}
+
+/// A full disk costs the snapshot, not the machine, and leaves nothing.
+#[test]
+fn a_full_disk_is_no_failure_of_the_boot() {
+    let Some(disk) = SmallDisk::new(16) else { return };
+    let machine = start(disk.path());
+    assert!(!machine.timing().restored);
+    assert_eq!(sh(&machine, "echo up"), "up");
+    let left = fs::read_dir(disk.path()).unwrap().map(|e| e.unwrap().path());
+    assert!(left.filter(|path| path.join("state").exists()).count() == 0);
+    assert_eq!(fs::read_dir(disk.path().join("drafts")).unwrap().count(), 0);
 }

@@ -101,6 +101,36 @@ pub(crate) fn busybox() -> &'static [u8] {
     BUSYBOX.get_or_init(|| cc::machine::boot::provider::Provider::new().busybox(&|_| {}).expect("a busybox"))
 }
 
+/// A disk of a few MiB.
+pub(crate) struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// `None` where it cannot be mounted, which takes root; that has been said then.
+    pub(crate) fn new(mib: u32) -> Option<SmallDisk> {
+        let dir = scratch();
+        let size = format!("size={mib}m");
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir.path()).stderr(std::process::Stdio::null());
+        if mount.status().is_ok_and(|status| status.success()) {
+            return Some(SmallDisk(dir));
+        }
+        let test = std::thread::current();
+        let test = test.name().unwrap_or("a test");
+        crate::world::oci::note(&format!("{test}: NOT RUN, it takes root to mount a small disk"));
+        None
+    }
+
+    pub(crate) fn path(&self) -> &std::path::Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
 /// A directory that is gone with the value.
 pub(crate) fn scratch() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary directory")
