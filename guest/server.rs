@@ -5,10 +5,11 @@
 //! streams anew. Nothing here waits but [`Epoll::wait`].
 
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::ffi::CString;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use crate::protocol::{self, Channel, Decoder, Ending, Error, Exited, Message, Mode, Spawn};
+use crate::protocol::{self, Channel, Decoder, Ending, Error, Exited, Message, Mode, Renewal, Spawn};
 use crate::spawn::Failure;
 use crate::stream::{Context, SEND_HIGH, Stream};
 use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, Errno, Fd};
@@ -77,6 +78,8 @@ pub(crate) struct Server {
     machine: bool,
     /// Whether it has been given a root.
     rooted: bool,
+    /// What lies over files of the root, by path.
+    files: Vec<(CString, Fd)>,
     frozen: freeze::Frozen,
     host: Host,
     connection: Connection,
@@ -108,6 +111,7 @@ impl Server {
             null: sys::open(c"/dev/null", sys::O_RDWR)?,
             machine: matches!(link, Link::Machine),
             rooted: false,
+            files: Vec::new(),
             frozen: freeze::Frozen::default(),
             host: match link {
                 Link::Machine => Host::Vsock,
@@ -311,9 +315,7 @@ impl Server {
                 Err(e) => Err(e),
             },
             // As a guest of nobody's machine the agent must not touch it.
-            Message::SetTime(_)
-            | Message::Reseed(_)
-            | Message::SetHostname(_)
+            Message::Renew(_)
             | Message::Root(_)
             | Message::Freeze
             | Message::Thaw
@@ -334,14 +336,29 @@ impl Server {
             Message::Root(_) if self.rooted => Err(sys::EALREADY),
             Message::Root(root) => {
                 self.rooted = true;
-                root::enter(&root)
+                root::enter(&root).map(|files| self.files = files)
             }
-            Message::SetTime(ns) => sys::set_wall_clock(ns),
-            Message::Reseed(bytes) => sys::reseed(bytes),
-            Message::SetHostname(name) => sys::sethostname(name),
+            Message::Renew(renewal) => self.renew(&renewal),
             other => return self.on_stream(id, other),
         };
         Message::Reply(reply.err().map_or(0, |e| e.0)).encode(id, &mut self.outgoing);
+        Ok(())
+    }
+
+    fn renew(&mut self, renewal: &Renewal<'_>) -> sys::Result<()> {
+        sys::reseed(renewal.seed)?;
+        sys::set_wall_clock(renewal.time_ns)?;
+        if let Some(name) = renewal.hostname {
+            sys::sethostname(name.to_bytes())?;
+        }
+        for (path, contents) in &renewal.files {
+            if let Some((_, file)) = self.files.iter().find(|(known, _)| **known == **path) {
+                root::rewrite(file, contents)?;
+            }
+        }
+        if renewal.thaw {
+            freeze::thaw(&mut self.frozen);
+        }
         Ok(())
     }
 

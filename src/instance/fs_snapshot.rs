@@ -124,7 +124,8 @@ impl Instance {
     ///
     /// # Errors
     /// [`Error::NotRunning`]; [`Error::FileSystemSnapshot`] when the store cannot be written, or the changes not be
-    /// held by a layer; [`Error::Host`] when the guest cannot be made to stand still.
+    /// held by a layer; [`Error::Host`] when the guest cannot be made to stand still, or for a machine from an
+    /// [opened](super::Snapshot::open) snapshot, which does not tell what its root started from.
     pub fn snapshot_filesystem(&self) -> Result<FileSystemSnapshot, Error> {
         self.snapshot_filesystem_with(&FileSystemSnapshotOptions::new())
     }

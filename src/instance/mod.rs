@@ -11,6 +11,7 @@ mod fs_snapshot;
 mod mount;
 mod progress;
 mod root;
+mod saved;
 mod snapshot;
 mod source;
 mod start;

@@ -221,7 +221,7 @@ impl Base {
         Ok(match self {
             Base::Userland(layer) => {
                 let mut hasher = Digest::sha256();
-                io::copy(&mut layer.tar(), &mut Hashed { out: io::sink(), hasher: &mut hasher })
+                io::copy(&mut layer.read_tar(), &mut Hashed { out: io::sink(), hasher: &mut hasher })
                     .map_err(|source| Error::Changes { source })?;
                 vec![(hasher.finish(), layer.clone())]
             }
@@ -315,7 +315,7 @@ fn adopt(store: &Store, diff: &Digest, layer: Layer) -> Result<Layer, Error> {
     let copy = || {
         let (tar, path) = work.create_tar()?;
         let mut hasher = diff.hasher();
-        io::copy(&mut layer.tar(), &mut Hashed { out: &tar, hasher: &mut hasher })
+        io::copy(&mut layer.read_tar(), &mut Hashed { out: &tar, hasher: &mut hasher })
             .map_err(Error::store("write", &path))?;
         let found = hasher.finish();
         if found != *diff {

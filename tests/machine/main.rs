@@ -17,6 +17,7 @@ mod kernels;
 mod lifetime;
 mod mounts;
 mod programs;
+mod saved;
 mod snapshot_clones;
 mod snapshot_input;
 mod snapshots;

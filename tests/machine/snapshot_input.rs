@@ -1,10 +1,11 @@
 //! Snapshots of boots that are not what this machine needs, and processes that leave the same one at once.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use cc::machine::snapshot::{SnapshotError, reopen};
+use cc::machine::snapshot::{Place, SnapshotError, restore};
 use cc::state::container::{Reader, Writer};
 use cc::state::{self, StateError};
 use cc::{Instance, InstanceBuilder};
@@ -67,7 +68,12 @@ fn r5_7_a_state_of_another_make_is_refused() {
     drop(start(dir.path()));
     let place = only(dir.path());
     let state = fs::read(place.join("state")).unwrap();
-    let open = |state: &[u8]| reopen(state, File::open(place.join("memory")).unwrap(), MEMORY).map(drop);
+    let file = OpenOptions::new().write(true).open(place.join("state")).unwrap();
+    let open = |state: &[u8]| {
+        file.set_len(state.len() as u64).unwrap();
+        file.write_all_at(state, 0).unwrap();
+        restore(&Place::at(&place), MEMORY).map(drop)
+    };
     open(&state).unwrap();
     open(&with_machine(&state, |_| {})).unwrap();
 
@@ -102,11 +108,11 @@ fn r5_7_a_state_of_another_make_is_refused() {
     assert!(open(&with_machine(&state, |m| _ = m.devices.pop())).is_err(), "a device that nobody takes");
     assert!(open(&with_machine(&state, |m| m.devices.push("one more".into()))).is_err());
 
-    let mut changed = state.clone();
+    open(&state).unwrap();
     for at in 0..state.len() {
-        changed[at] ^= 1 << (at % 8);
-        assert!(open(&changed).is_err(), "byte {at}");
-        changed[at] = state[at];
+        file.write_all_at(&[state[at] ^ 1 << (at % 8)], at as u64).unwrap();
+        assert!(restore(&Place::at(&place), MEMORY).is_err(), "byte {at}");
+        file.write_all_at(&state[at..at + 1], at as u64).unwrap();
     }
     for len in [0, 1, 15, 16, 47, 48, state.len() / 2, state.len() - 1] {
         assert!(open(&state[..len]).is_err(), "{len} bytes");

@@ -7,6 +7,7 @@ mod exit;
 mod images;
 mod progress;
 mod run;
+mod snapshot;
 mod terminal;
 
 use std::path::PathBuf;
@@ -63,6 +64,11 @@ enum Command {
     Prune {
         #[command(flatten)]
         cache: CacheArgs,
+    },
+    /// Puts machines away and lists those that are.
+    Snapshot {
+        #[command(subcommand)]
+        action: snapshot::Action,
     },
     /// Tells what can run here and why, and boots a machine to prove it.
     Doctor {
@@ -124,6 +130,7 @@ fn main() -> ExitCode {
         Some(Command::Images { json, cache }) => images::list(json, &cache),
         Some(Command::Rmi { images, cache }) => images::remove(&images, &cache),
         Some(Command::Prune { cache }) => images::prune(&cache),
+        Some(Command::Snapshot { action }) => snapshot::snapshot(&action),
         Some(Command::Doctor { json, cache }) => doctor::doctor(json, &cache),
         Some(Command::Version) => {
             println!("cc {}", env!("CARGO_PKG_VERSION"));

@@ -58,8 +58,18 @@ impl Layer {
     }
 
     /// The whole tar, from its beginning.
-    pub fn tar(&self) -> impl io::Read + use<'_> {
+    pub fn read_tar(&self) -> impl io::Read + use<'_> {
         TarBytes { tar: &self.tar, at: 0 }
+    }
+
+    /// The tar.
+    pub(crate) fn tar(&self) -> &File {
+        &self.tar
+    }
+
+    /// Whether both are the same open layer.
+    pub(crate) fn is(&self, other: &Layer) -> bool {
+        Arc::ptr_eq(&self.tar, &other.tar)
     }
 
     /// Reads file data of a regular file; the range is cut to the file. Gives the number of bytes.
