@@ -117,8 +117,8 @@ impl Instance {
     /// or, by its [key](FileSystemSnapshot::key) and [`Client::snapshot`](crate::oci::Client::snapshot), in a later
     /// one; they start as any other, from the snapshot of an earlier boot.
     ///
-    /// Not in it are the file systems in memory on `/tmp` and `/run`, mounts, what runs, sockets, and times of access
-    /// and of change. What was written before the call is in it, also what programs have only written to mapped files
+    /// Not in it are mounts, the file systems in memory that are on `/tmp` and `/run` where the image has nothing there,
+    /// what runs, sockets, and times of access and of change. What was written before the call is in it, also what programs have only written to mapped files
     /// or not yet synchronised. Programs stand still while that is brought to the host, not while the layer is
     /// written.
     ///

@@ -103,7 +103,7 @@ fn r6_7_kill_9_while_taking_a_snapshot_never_harms_the_store() {
     let mut taken: Vec<Digest> = Vec::new();
     let mut whole_ones = BTreeSet::new();
     let mut unfinished = 0;
-    for round in 0..6u32 {
+    for round in 0..5u32 {
         let (mut child, mut lines) = child(store.path(), &format!("from {}", 1000 + round * 100));
         assert_eq!(lines.next().as_deref(), Some("begins"));
         // One is finished, then at any moment of the next ones.
@@ -111,7 +111,7 @@ fn r6_7_kill_9_while_taking_a_snapshot_never_harms_the_store() {
         let first = lines.next().unwrap();
         let whole = begin.elapsed();
         taken.push(first.strip_prefix("key ").unwrap().parse().unwrap());
-        std::thread::sleep(whole * round / 5);
+        std::thread::sleep(whole * round / 4);
         child.kill().unwrap();
         child.wait().unwrap();
         unfinished += left(store.path(), "work");
@@ -128,7 +128,7 @@ fn r6_7_kill_9_while_taking_a_snapshot_never_harms_the_store() {
     client.prune().unwrap();
     assert_eq!(["work", "locks"].map(|part| left(store.path(), part)), [0, 0]);
     let listed = client.snapshots().unwrap();
-    assert!(listed.len() >= 6);
+    assert!(listed.len() >= 5);
     for entry in listed {
         assert_whole(&client.snapshot(&entry.key).unwrap());
         client.remove_snapshot(&entry.key).unwrap();

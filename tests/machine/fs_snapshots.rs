@@ -250,3 +250,37 @@ fn names_that_no_layer_holds_are_refused_and_nothing_is_left() {
     machine.close().unwrap();
     assert!(matches!(machine.snapshot_filesystem(), Err(Error::NotRunning(_))));
 }
+
+/// Whoever stops the guest's processes lets them go on, and for nobody else.
+#[test]
+fn snapshots_of_both_kinds_may_be_taken_at_once() {
+    let store = scratch();
+    let machine = small().start().unwrap();
+    sh(&machine, "echo x > /srv/x; sleep 1000 > /dev/null 2>&1 & echo $! > /tmp/running");
+    sh(&machine, "sleep 1000 > /dev/null 2>&1 & echo $! > /tmp/stopped; kill -STOP $!");
+    let states = "for p in running stopped; do cut -d' ' -f3 /proc/$(cat /tmp/$p)/stat; done";
+    let (keys, clones) = std::thread::scope(|scope| {
+        let keys: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| machine.snapshot_filesystem_with(&into(store.path())).unwrap().key().clone())
+            })
+            .collect();
+        let clones: Vec<_> = (0..2).map(|_| scope.spawn(|| machine.fork(1).unwrap().remove(0))).collect();
+        let keys: Vec<_> = keys.into_iter().map(|key| key.join().unwrap()).collect();
+        (keys, clones.into_iter().map(|clone| clone.join().unwrap()).collect::<Vec<_>>())
+    });
+    assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+    for one in clones.iter().chain([&machine]) {
+        assert_eq!(sh(one, states), "S\nT");
+    }
+    // A paused machine runs on for it, and is paused again.
+    machine.pause().unwrap();
+    assert_eq!(machine.snapshot_filesystem_with(&into(store.path())).unwrap().key(), &keys[0]);
+    std::thread::scope(|scope| {
+        let command = scope.spawn(|| sh(&machine, "cat /srv/x"));
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(!command.is_finished(), "nothing runs in a paused machine");
+        machine.resume().unwrap();
+        assert_eq!(command.join().unwrap(), "x");
+    });
+}
