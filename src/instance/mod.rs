@@ -83,6 +83,8 @@ pub struct Instance {
     lifetime: Option<Duration>,
     id: String,
     config: Option<ImageConfig>,
+    /// Why it was not restored.
+    booted: Option<String>,
     closed: AtomicBool,
     /// What the root started from, where that is known.
     origin: Option<fs_snapshot::Origin>,
@@ -114,13 +116,19 @@ impl Instance {
         config: Option<ImageConfig>,
     ) -> Self {
         let closed = AtomicBool::new(false);
-        let (defaults, freezing) = (Arc::new(defaults), Mutex::new(()));
-        Self { machine, client, defaults, timing, lifetime, id, config, closed, origin: None, freezing }
-    }
-
-    fn with_origin(mut self, origin: Option<fs_snapshot::Origin>) -> Self {
-        self.origin = origin;
-        self
+        Self {
+            machine,
+            client,
+            defaults: Arc::new(defaults),
+            timing,
+            lifetime,
+            id,
+            config,
+            booted: None,
+            closed,
+            origin: None,
+            freezing: Mutex::new(()),
+        }
     }
 
     /// A command to run in the machine. This corresponds to [`std::process::Command::new`].
@@ -163,6 +171,12 @@ impl Instance {
     /// How long the parts of the start took.
     pub fn timing(&self) -> Timing {
         self.timing
+    }
+
+    /// Why the machine was booted and not restored from the snapshot of an earlier boot, as a sentence without its full
+    /// stop; `None` for one that was restored.
+    pub fn boot_reason(&self) -> Option<&str> {
+        self.booted.as_deref()
     }
 
     /// Guest instructions executed so far, where the backend counts them. Brought up to date

@@ -122,8 +122,9 @@ impl Snapshot {
         let timing = Timing { fetch: Default::default(), load, boot: started.elapsed(), restored: true };
         tracing::debug!(?timing, "machine started from a snapshot");
         let config = self.inner.config.clone();
-        let instance = Instance::from_parts(machine, client, defaults, timing, lifetime, id, config);
-        Ok(instance.with_origin(self.inner.origin.clone()))
+        let mut instance = Instance::from_parts(machine, client, defaults, timing, lifetime, id, config);
+        instance.origin = self.inner.origin.clone();
+        Ok(instance)
     }
 }
 
