@@ -147,8 +147,12 @@ impl Server {
     pub(crate) fn run(&mut self) -> ! {
         let mut events = [sys::Event::default(); 64];
         loop {
-            let timeout = self.on_time();
+            let mut timeout = self.on_time();
             self.flush();
+            if matches!(self.connection, Connection::Down { .. }) {
+                // It may have gone down just now, and then there is something to do at once.
+                timeout = self.on_time();
+            }
             let events = self.epoll.wait(&mut events, timeout);
             for event in events {
                 let (mask, token) = (event.events, event.token);
@@ -332,6 +336,7 @@ impl Server {
             | Message::Root(_)
             | Message::Freeze
             | Message::Thaw
+            | Message::Sync
                 if !self.machine =>
             {
                 Err(sys::EPERM)
@@ -339,6 +344,10 @@ impl Server {
             Message::Freeze => freeze::freeze(&mut self.frozen),
             Message::Thaw => {
                 freeze::thaw(&mut self.frozen);
+                Ok(())
+            }
+            Message::Sync => {
+                sys::sync();
                 Ok(())
             }
             Message::Root(_) if self.rooted => Err(sys::EALREADY),

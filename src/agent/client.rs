@@ -181,6 +181,11 @@ impl Client {
         self.request(&Message::Thaw)
     }
 
+    /// Has the guest's kernel write out what it has of changed files. The agent does nothing else meanwhile.
+    pub fn sync(&self) -> io::Result<()> {
+        self.request(&Message::Sync)
+    }
+
     /// Ends the machine from within: SIGTERM to all processes, SIGKILL after `grace`, file systems
     /// written out. Returns just before the machine ends, or with `Ok` when it ended before the
     /// answer came.

@@ -269,6 +269,8 @@ pub enum Message<'a> {
     Freeze,
     /// Host, a request: let them go on.
     Thaw,
+    /// Host, a request: write out what the kernel has of changed files.
+    Sync,
 }
 
 mod kind {
@@ -293,6 +295,7 @@ mod kind {
     pub(super) const FREEZE: u8 = 21;
     pub(super) const THAW: u8 = 22;
     pub(super) const RESIZE: u8 = 24;
+    pub(super) const SYNC: u8 = 40;
 }
 
 impl<'a> Message<'a> {
@@ -307,7 +310,7 @@ impl<'a> Message<'a> {
             }
             Message::Spawn(spawn) => spawn.encode(out),
             Message::Root(root) => root.encode(out),
-            Message::Freeze | Message::Thaw => {}
+            Message::Freeze | Message::Thaw | Message::Sync => {}
             Message::Spawned(pid) => out.extend_from_slice(&pid.to_le_bytes()),
             Message::SpawnFailed(errno, obstacle) => {
                 out.extend_from_slice(&errno.to_le_bytes());
@@ -372,6 +375,7 @@ impl<'a> Message<'a> {
             Message::Root(_) => kind::ROOT,
             Message::Freeze => kind::FREEZE,
             Message::Thaw => kind::THAW,
+            Message::Sync => kind::SYNC,
         }
     }
 
@@ -419,6 +423,7 @@ impl<'a> Message<'a> {
             kind::ROOT => Message::Root(Root::decode(&mut r)?),
             kind::FREEZE => Message::Freeze,
             kind::THAW => Message::Thaw,
+            kind::SYNC => Message::Sync,
             other => return Err(Error::UnknownKind(other)),
         };
         if r.rest.is_empty() { Ok(message) } else { Err(Error::Malformed) }
