@@ -19,6 +19,7 @@
 //!
 //! * [`Instance`] and [`InstanceBuilder`]: making a machine, its lifetime, pausing and ending it.
 //! * [`Source`]: what its file system starts from.
+//! * [`Snapshot`] and [`FileSystemSnapshot`]: a machine with all that runs in it, or only its files, as sources.
 //! * [`process`]: [`std::process`] for programs in the guest.
 //! * [`net`]: [`std::net`] where the guest is; ports of the host that lead into it, and out of it.
 //! * [`Error`]: what can go wrong with the machine as a whole. What goes wrong with something inside
@@ -96,4 +97,7 @@ pub mod vfs;
 pub mod virtio;
 
 pub use host::Host;
-pub use instance::{Backend, Error, Instance, InstanceBuilder, Mount, Snapshot, Source, Timing};
+pub use instance::{
+    Backend, Error, FileSystemSnapshotOptions, Instance, InstanceBuilder, Mount, Snapshot, Source, Timing,
+};
+pub use oci::FileSystemSnapshot;

@@ -7,6 +7,7 @@
 mod builder;
 mod defaults;
 mod error;
+mod fs_snapshot;
 mod mount;
 mod net;
 mod progress;
@@ -17,12 +18,13 @@ mod source;
 mod start;
 
 use std::ffi::{OsStr, OsString};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use builder::InstanceBuilder;
 pub use error::Error;
+pub use fs_snapshot::FileSystemSnapshotOptions;
 pub use mount::Mount;
 pub use progress::Progress;
 pub use snapshot::Snapshot;
@@ -82,7 +84,13 @@ pub struct Instance {
     lifetime: Option<Duration>,
     id: String,
     config: Option<ImageConfig>,
+    /// Why it was not restored.
+    booted: Option<String>,
     closed: AtomicBool,
+    /// What the root started from, where that is known.
+    origin: Option<fs_snapshot::Origin>,
+    /// Held by who has the guest's processes stopped.
+    freezing: Mutex<()>,
 }
 
 impl Instance {
@@ -109,7 +117,19 @@ impl Instance {
         config: Option<ImageConfig>,
     ) -> Self {
         let closed = AtomicBool::new(false);
-        Self { machine, client, defaults: Arc::new(defaults), timing, lifetime, id, config, closed }
+        Self {
+            machine,
+            client,
+            defaults: Arc::new(defaults),
+            timing,
+            lifetime,
+            id,
+            config,
+            booted: None,
+            closed,
+            origin: None,
+            freezing: Mutex::new(()),
+        }
     }
 
     /// A command to run in the machine. This corresponds to [`std::process::Command::new`].
@@ -152,6 +172,12 @@ impl Instance {
     /// How long the parts of the start took.
     pub fn timing(&self) -> Timing {
         self.timing
+    }
+
+    /// Why the machine was booted and not restored from the snapshot of an earlier boot, as a sentence without its full
+    /// stop; `None` for one that was restored.
+    pub fn boot_reason(&self) -> Option<&str> {
+        self.booted.as_deref()
     }
 
     /// Guest instructions executed so far, where the backend counts them. Brought up to date

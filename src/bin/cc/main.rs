@@ -23,7 +23,7 @@ use self::exit::Failure;
 /// CPU.
 ///
 /// Exit status: that of the command; 128 + n if signal n ended it; 127 if it is not found, 126 if it cannot be run. 64
-/// for a wrong command line, 69 if the image cannot be had, 70 if the machine failed, 75 if --timeout was over.
+/// for a wrong command line, 69 if the image or snapshot cannot be had, 70 if the machine failed, 75 if --timeout was over.
 #[derive(Parser)]
 #[command(name = "cc", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Cli {

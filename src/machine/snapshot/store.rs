@@ -84,6 +84,11 @@ impl Store {
         Self { dir: dir.into() }
     }
 
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The snapshot of `key`, if there is one.
     pub fn find(&self, key: &Key) -> Option<Place> {
         let dir = self.dir.join(&key.0);
