@@ -23,7 +23,7 @@ fn pair(on: &impl Net) -> (TcpStream, TcpStream) {
 
 fn two_udp(on: &impl Net) -> (UdpSocket, UdpSocket) {
     let socket = || {
-        let socket = on.bind_udp("127.0.0.1:0").unwrap();
+        let socket = on.bind_udp((own_ip(), 0)).unwrap();
         socket.set_read_timeout(Some(LONG)).unwrap();
         socket
     };
@@ -41,18 +41,16 @@ fn unique(what: &str) -> String {
     format!("cc-{what}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A port of the loopback at which nobody listens, for as long as the socket lives.
-fn closed_port(on: &impl Net) -> (SocketAddr, UdpSocket) {
-    // Taken for UDP, it is not given to others as a free port for that; nor is it for TCP within a test.
-    let socket = on.bind_udp("127.0.0.1:0").unwrap();
-    loop {
-        let listener = on.listen_tcp("127.0.0.1:0").unwrap();
-        let addr = listener.local_addr().unwrap();
-        drop(listener);
-        if addr.port() != socket.local_addr().unwrap().port() {
-            return (addr, socket);
-        }
-    }
+/// An address of the loopback that no other test uses: a port that is free there stays so.
+fn own_ip() -> Ipv4Addr {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let (pid, n) = (std::process::id() as usize, COUNT.fetch_add(1, Ordering::Relaxed));
+    Ipv4Addr::new(127, 100 + (pid % 100) as u8, (n / 250) as u8, (n % 250) as u8 + 1)
+}
+
+/// An address at which nobody listens.
+fn closed_port(on: &impl Net) -> SocketAddr {
+    on.listen_tcp((own_ip(), 0)).unwrap().local_addr().unwrap()
 }
 
 /// Does what would block until it does not.
@@ -177,7 +175,7 @@ pub(crate) fn tcp_shutdown_of_reading(on: &impl Net, _: &str) {
 }
 
 pub(crate) fn tcp_refused(on: &impl Net, _: &str) {
-    let (addr, _socket) = closed_port(on);
+    let addr = closed_port(on);
     let error = on.connect_tcp(addr).unwrap_err();
     assert_eq!((error.kind(), raw_os_error(&error)), (ErrorKind::ConnectionRefused, Some(111)));
     assert_eq!(error.to_string(), format!("connect to {addr}: Connection refused (os error 111)"));
@@ -195,7 +193,7 @@ pub(crate) fn tcp_refused(on: &impl Net, _: &str) {
 }
 
 pub(crate) fn tcp_binding_fails(on: &impl Net, _: &str) {
-    let listener = on.listen_tcp("127.0.0.1:0").unwrap();
+    let listener = on.listen_tcp((own_ip(), 0)).unwrap();
     let at = listener.local_addr().unwrap();
     let error = on.listen_tcp(at).unwrap_err();
     assert_eq!((error.kind(), raw_os_error(&error)), (ErrorKind::AddrInUse, Some(98)));
@@ -361,7 +359,7 @@ pub(crate) fn tcp_resets(on: &impl Net, _: &str) {
 }
 
 pub(crate) fn tcp_listeners_are_shared(on: &impl Net, _: &str) {
-    let listener = on.listen_tcp("127.0.0.1:0").unwrap();
+    let listener = on.listen_tcp((own_ip(), 0)).unwrap();
     let at = listener.local_addr().unwrap();
     let clone = listener.try_clone().unwrap();
     thread::scope(|scope| {
@@ -446,7 +444,7 @@ pub(crate) fn udp_carries_datagrams(on: &impl Net, _: &str) {
     assert_eq!(a.peer_addr().unwrap_err().kind(), ErrorKind::NotConnected);
     assert_eq!(a.send_to(b"one", to_b).unwrap(), 3);
     assert_eq!(a.send_to(b"", to_b).unwrap(), 0);
-    assert_eq!(a.send_to(b"three", ("127.0.0.1", to_b.port())).unwrap(), 5);
+    assert_eq!(a.send_to(b"three", (to_b.ip().to_string(), to_b.port())).unwrap(), 5);
     let mut bytes = [0; 100];
     for _ in 0..2 {
         assert_eq!(b.peek_from(&mut bytes).unwrap(), (3, to_a));
@@ -708,11 +706,11 @@ pub(crate) fn names(on: &impl Net, _: &str) {
 
 pub(crate) fn relays(on: &(impl Net + Sync), from: &(impl Net + Sync)) {
     // A server that answers with what it got, backwards, when its client has said everything.
-    let listener = on.listen_tcp("127.0.0.1:0").unwrap();
+    let listener = on.listen_tcp((own_ip(), 0)).unwrap();
     let at = listener.local_addr().unwrap();
-    let exposed = on.expose(0, at).unwrap();
+    assert_eq!(on.expose(0, at).unwrap().local_addr().ip(), Ipv4Addr::LOCALHOST);
+    let exposed = on.expose((own_ip(), 0), at).unwrap();
     let port = exposed.local_addr();
-    assert!(port.ip().is_loopback());
     let ask = |addr, bytes: &[u8]| {
         let mut stream = from.connect_tcp(addr).unwrap();
         stream.write_all(bytes).unwrap();

@@ -50,8 +50,10 @@ impl<T: Read + Write> ReadWrite for T {}
 #[test]
 fn programs_of_the_machine_reach_the_host() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let forward = shared().forward(0, listener.local_addr().unwrap()).unwrap();
-    let port = forward.local_addr().port();
+    // An address that no other test uses: the port stays free when it is closed.
+    let forward = shared().forward("127.9.9.9:0", listener.local_addr().unwrap()).unwrap();
+    let at = forward.local_addr();
+    let port = at.port();
     thread::scope(|scope| {
         scope.spawn(|| {
             let (mut stream, _) = listener.accept().unwrap();
@@ -60,15 +62,15 @@ fn programs_of_the_machine_reach_the_host() {
             assert_eq!(&line, b"hello\n");
             stream.write_all(b"from the host\n").unwrap();
         });
-        let said = sh(shared(), &format!("echo hello | busybox nc 127.0.0.1 {port}"));
+        let said = sh(shared(), &format!("echo hello | busybox nc 127.9.9.9 {port}"));
         assert_eq!(said, "from the host");
     });
     // R4.3: who is refused on the host is reset in the guest.
     drop(listener);
-    let mut stream = shared().connect_tcp(("127.0.0.1", port)).unwrap();
+    let mut stream = shared().connect_tcp(at).unwrap();
     assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
     drop(forward);
-    let error = shared().connect_tcp(("127.0.0.1", port)).unwrap_err();
+    let error = shared().connect_tcp(at).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
 }
 
@@ -101,7 +103,7 @@ fn everything_ends_with_the_machine() {
     (&theirs).write_all(b"left").unwrap();
     ours.peek(&mut [0]).unwrap();
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    let exposed = instance.expose(0, at).unwrap();
+    let exposed = instance.expose("127.9.9.9:0", at).unwrap();
     let forward = instance.forward(0, server.local_addr().unwrap()).unwrap();
     let mut outside = TcpStream::connect(exposed.local_addr()).unwrap();
     wait_until("it is carried", || exposed.connections() == 1);
