@@ -82,6 +82,7 @@
 pub mod agent;
 pub mod arch;
 pub mod chipset;
+mod host;
 pub mod hypervisor;
 pub mod instance;
 pub mod machine;
@@ -93,6 +94,7 @@ pub mod sys;
 pub mod vfs;
 pub mod virtio;
 
+pub use host::Host;
 pub use instance::{
     Backend, Error, FileSystemSnapshotOptions, Instance, InstanceBuilder, Mount, Snapshot, Source, Timing,
 };
