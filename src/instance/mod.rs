@@ -33,7 +33,7 @@ pub use source::Source;
 use crate::agent::{self, Client};
 use crate::machine::{Ending, Machine};
 use crate::oci::ImageConfig;
-use crate::process::{Command, Defaults};
+use crate::process::{Command, Defaults, Exec};
 
 /// How much longer than the grace it was given a shutdown may take: killing, writing files out.
 const SHUTDOWN_SLACK: Duration = Duration::from_secs(30);
@@ -291,6 +291,12 @@ impl Instance {
     fn stop(&self) {
         self.machine.stop(Ending::Stopped);
         self.client.join();
+    }
+}
+
+impl Exec for Instance {
+    fn command_named(&self, program: &OsStr) -> Command {
+        Instance::command(self, program)
     }
 }
 

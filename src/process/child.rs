@@ -1,8 +1,10 @@
 //! A running command and the host's ends of its pipes.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
+use super::host::{HostChild, Started};
 use super::status::{ExitStatus, Output, ResourceUsage};
 use crate::agent::protocol::Exited;
 use crate::agent::{self, Stream};
@@ -25,15 +27,31 @@ pub struct Child {
     pub stdout: Option<ChildStdout>,
     /// The reading end of its standard error, if that is piped.
     pub stderr: Option<ChildStderr>,
-    pub(super) stream: Stream,
+    pub(super) process: Process,
     pub(super) terminal: bool,
     pub(super) timeout: Option<Duration>,
+}
+
+/// Where a process is.
+#[derive(Debug, Clone)]
+pub(super) enum Process {
+    Guest(Stream),
+    Host(HostChild),
+}
+
+impl Process {
+    fn signal(&self, signal: i32) -> io::Result<()> {
+        match self {
+            Process::Guest(stream) => stream.signal(signal),
+            Process::Host(child) => child.signal(signal),
+        }
+    }
 }
 
 /// Signals and resizes a process. Made by [`Child::controller`]; does not keep the process, nor its pipes.
 #[derive(Debug, Clone)]
 pub struct Controller {
-    stream: Stream,
+    process: Process,
     terminal: bool,
 }
 
@@ -43,7 +61,7 @@ impl Controller {
     /// # Errors
     /// As there.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
-        self.stream.signal(signal)
+        self.process.signal(signal)
     }
 
     /// As [`Child::resize`].
@@ -51,20 +69,32 @@ impl Controller {
     /// # Errors
     /// As there.
     pub fn resize(&self, rows: u16, cols: u16) -> io::Result<()> {
-        if !self.terminal {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the process has no terminal of its own",
-            ));
+        match &self.process {
+            Process::Guest(stream) if self.terminal => stream.resize(rows, cols),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "the process has no terminal of its own")),
         }
-        self.stream.resize(rows, cols)
     }
 }
 
 impl Child {
+    pub(super) fn of_host(started: Started, timeout: Option<Duration>) -> io::Result<Self> {
+        let Started { child, stdin, stdout, stderr } = started;
+        Ok(Child {
+            stdin: stdin.map(|fd| ChildStdin(End::Host(fd.into()))),
+            stdout: stdout.map(|fd| ChildStdout(End::Host(fd.into()))),
+            stderr: stderr.map(|fd| ChildStderr(End::Host(fd.into()))),
+            process: Process::Host(child),
+            terminal: false,
+            timeout,
+        })
+    }
+
     /// The process id in the guest.
     pub fn id(&self) -> u32 {
-        self.stream.pid()
+        match &self.process {
+            Process::Guest(stream) => stream.pid(),
+            Process::Host(child) => child.id(),
+        }
     }
 
     /// Closes [`stdin`](Child::stdin), if it is still here, and waits for the process to end. Returns
@@ -75,10 +105,7 @@ impl Child {
     /// all other ways to wait fail with [`io::ErrorKind::TimedOut`].
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
         drop(self.stdin.take());
-        match self.stream.wait_exit(None)? {
-            Some(exited) => self.status(exited),
-            None => Err(io::ErrorKind::TimedOut.into()),
-        }
+        self.wait_until(None)?.ok_or_else(|| io::ErrorKind::TimedOut.into())
     }
 
     /// As [`wait`](Child::wait), but for at most `timeout`; `None` when the process still runs then.
@@ -86,13 +113,22 @@ impl Child {
     pub fn wait_timeout(&mut self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
         drop(self.stdin.take());
         // A timeout beyond what the clock can count is none.
-        let exited = self.stream.wait_exit(Instant::now().checked_add(timeout))?;
-        exited.map(|exited| self.status(exited)).transpose()
+        self.wait_until(Instant::now().checked_add(timeout))
+    }
+
+    fn wait_until(&self, until: Option<Instant>) -> io::Result<Option<ExitStatus>> {
+        match &self.process {
+            Process::Guest(stream) => self.status(stream.wait_exit(until)?),
+            Process::Host(child) => self.host_status(child.wait(until)?, child),
+        }
     }
 
     /// The exit status if the process has ended. Does not close [`stdin`](Child::stdin).
     pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.stream.exited()?.map(|exited| self.status(exited)).transpose()
+        match &self.process {
+            Process::Guest(stream) => self.status(stream.exited()?),
+            Process::Host(child) => self.host_status(child.try_wait()?, child),
+        }
     }
 
     /// Closes [`stdin`](Child::stdin), reads what is still here of [`stdout`](Child::stdout) and
@@ -103,35 +139,52 @@ impl Child {
     /// Those processes run on, and what they write later is thrown away.
     pub fn wait_with_output(mut self) -> io::Result<Output> {
         drop(self.stdin.take());
-        let collected = self.stream.collect(self.stdout.is_some(), self.stderr.is_some())?;
+        let (stdout, stderr) = match self.process.clone() {
+            Process::Guest(stream) => {
+                let collected = stream.collect(self.stdout.is_some(), self.stderr.is_some())?;
+                (collected.stdout, collected.stderr)
+            }
+            Process::Host(child) => {
+                let stdout = self.stdout.take().map(ChildStdout::into_host).transpose()?;
+                let stderr = self.stderr.take().map(ChildStderr::into_host).transpose()?;
+                let [stdout, stderr] = child.collect([stdout, stderr])?;
+                (stdout, stderr)
+            }
+        };
         // Also waits for inherited output, which is the other kind.
-        self.wait()?;
-        Ok(Output {
-            status: ExitStatus::from_raw(collected.exited.status),
-            stdout: collected.stdout,
-            stderr: collected.stderr,
-        })
+        Ok(Output { status: self.wait()?, stdout, stderr })
     }
 
-    fn status(&self, exited: Exited) -> io::Result<ExitStatus> {
-        if exited.timed_out {
-            let what =
-                format!("the command was killed after its timeout of {:?}", self.timeout.unwrap_or_default());
-            return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+    fn status(&self, exited: Option<Exited>) -> io::Result<Option<ExitStatus>> {
+        match exited {
+            Some(exited) if exited.timed_out => Err(self.killed()),
+            other => Ok(other.map(|exited| ExitStatus::from_raw(exited.status))),
         }
-        Ok(ExitStatus::from_raw(exited.status))
+    }
+
+    fn host_status(&self, ended: Option<ExitStatus>, child: &HostChild) -> io::Result<Option<ExitStatus>> {
+        match ended.and_then(|status| status.signal()) {
+            Some(SIGKILL) if child.timed_out() => Err(self.killed()),
+            _ => Ok(ended),
+        }
+    }
+
+    fn killed(&self) -> io::Error {
+        let timeout = self.timeout.unwrap_or_default();
+        let what = format!("the command was killed after its timeout of {timeout:?}");
+        io::Error::new(io::ErrorKind::TimedOut, what)
     }
 
     /// Ends the process and its process group with SIGKILL. Does nothing when it has ended. Call
     /// [`wait`](Child::wait) to know that it has taken effect.
     pub fn kill(&mut self) -> io::Result<()> {
-        self.stream.signal(SIGKILL)
+        self.process.signal(SIGKILL)
     }
 
     /// Sends a signal, as Linux numbers them, to the process and its process group. Does nothing when
     /// the process has ended. Has no twin in std.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
-        self.stream.signal(signal)
+        self.process.signal(signal)
     }
 
     /// Gives the process's terminal another size and has its foreground programs told (`SIGWINCH`).
@@ -147,12 +200,37 @@ impl Child {
 
     /// What signals and resizes this process from other threads while one waits for it. Has no twin in std.
     pub fn controller(&self) -> Controller {
-        Controller { stream: self.stream.clone(), terminal: self.terminal }
+        Controller { process: self.process.clone(), terminal: self.terminal }
     }
 
     /// What the process used, once it has ended. Has no twin in std.
     pub fn resource_usage(&self) -> Option<ResourceUsage> {
-        self.stream.exited().ok().flatten().map(ResourceUsage::from)
+        match &self.process {
+            Process::Guest(stream) => stream.exited().ok().flatten().map(ResourceUsage::from),
+            Process::Host(child) => child.usage(),
+        }
+    }
+}
+
+/// One end of a pipe: its other end is with the process.
+#[derive(Debug)]
+enum End {
+    Guest(Stream),
+    Host(File),
+    /// Somebody else has it now.
+    Gone,
+}
+
+impl End {
+    /// The descriptor, where it is the host's.
+    fn into_host(self) -> io::Result<File> {
+        match self {
+            End::Host(file) => Ok(file),
+            _ => {
+                let what = "a stream of a guest's command cannot be a descriptor of the host's";
+                Err(io::Error::new(io::ErrorKind::InvalidInput, what))
+            }
+        }
     }
 }
 
@@ -162,17 +240,25 @@ impl Child {
 /// command that does not read holds its writer up, and fails with [`io::ErrorKind::BrokenPipe`] once
 /// nobody reads any more.
 #[derive(Debug)]
-pub struct ChildStdin(Stream);
+pub struct ChildStdin(End);
 
 impl ChildStdin {
     pub(super) fn new(stream: Stream) -> Self {
-        ChildStdin(stream)
+        ChildStdin(End::Guest(stream))
+    }
+
+    pub(super) fn into_host(mut self) -> io::Result<File> {
+        std::mem::replace(&mut self.0, End::Gone).into_host()
     }
 }
 
 impl Write for &ChildStdin {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes, false)
+        match &self.0 {
+            End::Guest(stream) => stream.write(bytes, false),
+            End::Host(file) => (&*file).write(bytes),
+            End::Gone => Err(io::ErrorKind::BrokenPipe.into()),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -192,7 +278,9 @@ impl Write for ChildStdin {
 
 impl Drop for ChildStdin {
     fn drop(&mut self) {
-        self.0.end_input();
+        if let End::Guest(stream) = &self.0 {
+            stream.end_input();
+        }
     }
 }
 
@@ -200,17 +288,25 @@ macro_rules! reading_end {
     ($(#[$doc:meta])* $name:ident, $output:expr) => {
         $(#[$doc])*
         #[derive(Debug)]
-        pub struct $name(Stream);
+        pub struct $name(End);
 
         impl $name {
             pub(super) fn new(stream: Stream) -> Self {
-                $name(stream)
+                $name(End::Guest(stream))
+            }
+
+            pub(super) fn into_host(mut self) -> io::Result<File> {
+                std::mem::replace(&mut self.0, End::Gone).into_host()
             }
         }
 
         impl Read for &$name {
             fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-                self.0.read($output, bytes)
+                match &self.0 {
+                    End::Guest(stream) => stream.read($output, bytes),
+                    End::Host(file) => (&*file).read(bytes),
+                    End::Gone => Ok(0),
+                }
             }
         }
 
@@ -222,7 +318,9 @@ macro_rules! reading_end {
 
         impl Drop for $name {
             fn drop(&mut self) {
-                self.0.close($output);
+                if let End::Guest(stream) = &self.0 {
+                    stream.close($output);
+                }
             }
         }
     };

@@ -8,7 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::child::{Child, ChildStderr, ChildStdout};
+use super::child::{Child, ChildStderr, ChildStdout, Process};
+use super::host;
 use super::limits::Resource;
 use super::pty::PtySize;
 use super::status::{ExitStatus, Output};
@@ -31,9 +32,13 @@ pub(crate) struct Defaults {
 /// How long a machine may take to turn itself off after its last command.
 const EXEC_END: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// A command to run in the guest.
+/// A command to run in the guest, or on the host.
 ///
-/// This corresponds to [`std::process::Command`]; an instance makes it. Differences:
+/// This corresponds to [`std::process::Command`]; an instance or [`Exec`](super::Exec) makes it. One of the host is
+/// std's but for what [`Child::kill`] reaches and for [`timeout`](Command::timeout); what std cannot do safely
+/// ([`pty`](Command::pty), [`user`](Command::user), [`groups`](Command::groups), [`setsid`](Command::setsid),
+/// [`rlimit`](Command::rlimit), [`exec`](Command::exec)) is [`io::ErrorKind::Unsupported`] when it starts. Differences
+/// of one in the guest:
 ///
 /// - The environment starts as that of the image and not as the host process's, the working directory
 ///   as the image's or `/`.
@@ -42,34 +47,44 @@ const EXEC_END: std::time::Duration = std::time::Duration::from_secs(10);
 /// - The command leads a process group of its own, so that [`Child::kill`] reaches what it starts.
 /// - Standard streams that are inherited are carried between guest and host; see [`Stdio`].
 pub struct Command {
-    client: Arc<Client>,
+    /// The agent of the guest it is for; none for one of the host.
+    client: Option<Arc<Client>>,
     defaults: Arc<Defaults>,
-    program: OsString,
-    args: Vec<OsString>,
-    arg0: Option<OsString>,
-    env_clear: bool,
-    env: BTreeMap<OsString, Option<OsString>>,
-    current_dir: Option<OsString>,
+    pub(super) program: OsString,
+    pub(super) args: Vec<OsString>,
+    pub(super) arg0: Option<OsString>,
+    pub(super) env_clear: bool,
+    pub(super) env: BTreeMap<OsString, Option<OsString>>,
+    pub(super) current_dir: Option<OsString>,
     stdin: Option<Stdio>,
     stdout: Option<Stdio>,
     stderr: Option<Stdio>,
-    pty: Option<PtySize>,
-    user: Option<OsString>,
-    uid: Option<u32>,
-    gid: Option<u32>,
-    groups: Option<Vec<u32>>,
-    process_group: i32,
-    setsid: bool,
-    limits: Vec<Limit>,
-    timeout: Option<Duration>,
+    pub(super) pty: Option<PtySize>,
+    pub(super) user: Option<OsString>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+    pub(super) groups: Option<Vec<u32>>,
+    pub(super) process_group: i32,
+    pub(super) setsid: bool,
+    pub(super) limits: Vec<Limit>,
+    pub(super) timeout: Option<Duration>,
 }
 
 impl Command {
     pub(crate) fn new(client: Arc<Client>, defaults: Arc<Defaults>, program: impl AsRef<OsStr>) -> Self {
+        Self::made(Some(client), defaults, program.as_ref())
+    }
+
+    /// A command of the host.
+    pub(crate) fn on_host(program: &OsStr) -> Self {
+        Self::made(None, Arc::default(), program)
+    }
+
+    fn made(client: Option<Arc<Client>>, defaults: Arc<Defaults>, program: &OsStr) -> Self {
         Command {
             client,
             defaults,
-            program: program.as_ref().to_owned(),
+            program: program.to_owned(),
             args: Vec::new(),
             arg0: None,
             env_clear: false,
@@ -292,8 +307,12 @@ impl Command {
     /// As [`Command::spawn`]; [`io::ErrorKind::ResourceBusy`] for a machine that has one already;
     /// [`io::ErrorKind::TimedOut`] when the machine has not turned itself off ten seconds later. It runs on then.
     pub fn exec(&mut self) -> io::Result<ExitStatus> {
+        let Some(client) = self.client.clone() else {
+            let what = "a command of the host cannot be its first process";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+        };
         let status = self.spawn_as([Kind::Inherit, Kind::Inherit, Kind::Inherit], true)?.wait()?;
-        match self.client.wait_cause(EXEC_END) {
+        match client.wait_cause(EXEC_END) {
             true => Ok(status),
             false => Err(io::Error::new(io::ErrorKind::TimedOut, "the machine does not turn itself off")),
         }
@@ -354,6 +373,9 @@ impl Command {
             Some(_) => Kind::Null,
             None => take(&mut self.stderr, stderr)?,
         };
+        let Some(client) = self.client.clone() else {
+            return Child::of_host(host::start(self, [stdin, stdout, stderr])?, self.timeout);
+        };
         let stdio = [stdin.mode(), stdout.mode(), stderr.mode()];
         let feed = Feed::new(stdin)?;
         let drain_stdout = Drain::new(stdout, agent::Output::Stdout)?;
@@ -376,7 +398,7 @@ impl Command {
             groups = groups.or_else(|| self.defaults.groups.clone());
         }
         let user = user.map(|user| guest_string(&**user)).transpose()?;
-        let stream = self.client.spawn(Spawn {
+        let stream = client.spawn(Spawn {
             program: &program,
             argv: argv.iter().map(|s| &**s).collect::<Vec<&CStr>>(),
             env: env.iter().map(|s| &**s).collect(),
@@ -405,7 +427,7 @@ impl Command {
                 stderr: drain_stderr
                     .start(&stream, agent::Output::Stderr)?
                     .then(|| ChildStderr::new(stream.clone())),
-                stream: stream.clone(),
+                process: Process::Guest(stream.clone()),
                 terminal: self.pty.is_some(),
                 timeout: self.timeout,
             })

@@ -13,6 +13,8 @@
 
 mod child;
 mod command;
+mod exec;
+mod host;
 mod limits;
 mod pty;
 mod status;
@@ -23,6 +25,7 @@ mod tests;
 pub use child::{Child, ChildStderr, ChildStdin, ChildStdout, Controller};
 pub(crate) use command::Defaults;
 pub use command::{Command, CommandArgs, CommandEnvs};
+pub use exec::Exec;
 pub use limits::Resource;
 pub use pty::PtySize;
 pub use status::{ExitStatus, Output, ResourceUsage};

@@ -1,6 +1,7 @@
 //! Seams to the host operating system: what differs from one host to the next lives here.
 
 pub mod cache_dir;
+pub(crate) mod child;
 pub mod clock;
 #[cfg(unix)]
 pub(crate) mod input;

@@ -423,14 +423,15 @@ pub(crate) fn users_and_groups(command: Factory<'_>) {
     assert_eq!(text(&out), "65534\n65533\n65533 7 8");
 }
 
-pub(crate) fn r2_1_a_timeout_ends_the_group(command: Factory<'_>) {
+/// `terminals`: without one, and where commands can have them with one.
+pub(crate) fn r2_1_a_timeout_ends_the_group(command: Factory<'_>, terminals: &[bool]) {
     const TIME: Duration = Duration::from_millis(300);
     let script = "echo $$; (sleep 1000 & echo $!; exec sleep 1000) & wait";
     let told = |error: std::io::Error| {
         assert_eq!(error.kind(), ErrorKind::TimedOut);
         assert_eq!(error.to_string(), "the command was killed after its timeout of 300ms");
     };
-    for terminal in [false, true] {
+    for &terminal in terminals {
         let timed = |script: &str| {
             let mut sh = sh(command, script);
             if terminal {
