@@ -12,7 +12,7 @@ use crate::protocol::{self, Channel, Decoder, Ending, Error, Exited, Message, Mo
 use crate::spawn::Failure;
 use crate::stream::{Context, SEND_HIGH, Stream};
 use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, Errno, Fd};
-use crate::{freeze, log, root, spawn};
+use crate::{files, freeze, log, root, spawn};
 
 const MAX_STREAMS: usize = 1024;
 /// With more than this much unsent, nothing more is read from the host.
@@ -78,6 +78,8 @@ pub(crate) struct Server {
     /// Whether it has been given a root.
     rooted: bool,
     frozen: freeze::Frozen,
+    /// The process that works on files for the host.
+    files: Option<i32>,
     host: Host,
     connection: Connection,
     backoff: u64,
@@ -109,6 +111,7 @@ impl Server {
             machine: matches!(link, Link::Machine),
             rooted: false,
             frozen: freeze::Frozen::default(),
+            files: None,
             host: match link {
                 Link::Machine => Host::Vsock,
                 Link::Unix(path) => Host::Unix(path),
@@ -317,6 +320,7 @@ impl Server {
             {
                 Err(sys::EPERM)
             }
+            Message::Files(port) => self.serve_files(port),
             Message::Freeze => freeze::freeze(&mut self.frozen),
             Message::Thaw => {
                 freeze::thaw(&mut self.frozen);
@@ -333,6 +337,18 @@ impl Server {
             other => return self.on_stream(id, other),
         };
         Message::Reply(reply.err().map_or(0, |e| e.0)).encode(id, &mut self.outgoing);
+        Ok(())
+    }
+
+    /// Has files served at `port`, and no longer by who did so far.
+    fn serve_files(&mut self, port: u32) -> sys::Result<()> {
+        if self.shutdown.is_some() {
+            return Err(sys::ESHUTDOWN);
+        }
+        if let Some(pid) = self.files.take() {
+            let _ = sys::kill(pid, sys::SIGKILL);
+        }
+        self.files = Some(files::start(port, self.machine)?);
         Ok(())
     }
 
@@ -417,6 +433,7 @@ impl Server {
         let mut reaped = sys::reap();
         while let Ok(Some((pid, status, usage))) = reaped {
             reaped = sys::reap();
+            self.files = self.files.filter(|files| *files != pid);
             let Some(stream) = self.streams.values_mut().find(|s| s.pid == pid && !s.ended) else { continue };
             let micros = |[s, us]: [i64; 2]| (s.max(0) as u64) * 1_000_000 + us.max(0) as u64;
             let exited = Exited {

@@ -18,13 +18,15 @@ use alloc::vec::Vec;
 use core::ffi::CStr;
 use core::fmt;
 
+#[path = "protocol/files.rs"]
+pub mod files;
 #[path = "protocol/root.rs"]
 mod root;
 
 pub use root::{Mount, Root};
 
 /// Version of this protocol. Both sides must have the same: the library carries its own agent.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// The vsock port on the host (CID 2) that the agent connects to.
 pub const PORT: u32 = 1024;
 /// Bytes of a frame before its payload.
@@ -266,6 +268,9 @@ pub enum Message<'a> {
     Freeze,
     /// Host, a request: let them go on.
     Thaw,
+    /// Host, a request: have connections to this port served by file workers, see [`files`]. The first connection only
+    /// says by its end when to stop. Those of an earlier request end.
+    Files(u32),
 }
 
 mod kind {
@@ -292,6 +297,7 @@ mod kind {
     pub(super) const FREEZE: u8 = 21;
     pub(super) const THAW: u8 = 22;
     pub(super) const RESIZE: u8 = 24;
+    pub(super) const FILES: u8 = 32;
 }
 
 impl<'a> Message<'a> {
@@ -307,7 +313,7 @@ impl<'a> Message<'a> {
             Message::Spawn(spawn) => spawn.encode(out),
             Message::Root(root) => root.encode(out),
             Message::Freeze | Message::Thaw => {}
-            Message::Spawned(pid) => out.extend_from_slice(&pid.to_le_bytes()),
+            Message::Spawned(v) | Message::Files(v) => out.extend_from_slice(&v.to_le_bytes()),
             Message::SpawnFailed(errno, obstacle) => {
                 out.extend_from_slice(&errno.to_le_bytes());
                 out.push(*obstacle as u8);
@@ -373,6 +379,7 @@ impl<'a> Message<'a> {
             Message::Root(_) => kind::ROOT,
             Message::Freeze => kind::FREEZE,
             Message::Thaw => kind::THAW,
+            Message::Files(_) => kind::FILES,
         }
     }
 
@@ -421,6 +428,7 @@ impl<'a> Message<'a> {
             kind::ROOT => Message::Root(Root::decode(&mut r)?),
             kind::FREEZE => Message::Freeze,
             kind::THAW => Message::Thaw,
+            kind::FILES => Message::Files(r.u32()?),
             other => return Err(Error::UnknownKind(other)),
         };
         if r.rest.is_empty() { Ok(message) } else { Err(Error::Malformed) }

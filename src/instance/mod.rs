@@ -7,6 +7,7 @@
 mod builder;
 mod defaults;
 mod error;
+mod files;
 mod mount;
 mod progress;
 mod root;
@@ -27,6 +28,7 @@ pub use snapshot::Snapshot;
 pub use source::Source;
 
 use crate::agent::{self, Client};
+use crate::fs::FileSystem;
 use crate::machine::{Ending, Machine};
 use crate::oci::ImageConfig;
 use crate::process::{Command, Defaults};
@@ -80,6 +82,7 @@ pub struct Instance {
     lifetime: Option<Duration>,
     id: String,
     config: Option<ImageConfig>,
+    files: FileSystem,
     closed: AtomicBool,
 }
 
@@ -107,7 +110,8 @@ impl Instance {
         config: Option<ImageConfig>,
     ) -> Self {
         let closed = AtomicBool::new(false);
-        Self { machine, client, defaults: Arc::new(defaults), timing, lifetime, id, config, closed }
+        let files = files::file_system(&machine, &client, &defaults);
+        Self { machine, client, defaults: Arc::new(defaults), timing, lifetime, id, config, files, closed }
     }
 
     /// A command to run in the machine. This corresponds to [`std::process::Command::new`].

@@ -1,0 +1,1 @@
+//! Copies out of a guest that lies.
