@@ -19,8 +19,8 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use super::client::{Client, lock};
 use super::protocol::files::Request;
-pub use connection::{Answer, Lease};
 use connection::Worker;
+pub use connection::{Answer, Lease};
 
 /// Workers at once, beyond which callers wait.
 const MAX_WORKERS: usize = 64;

@@ -1,13 +1,16 @@
 //! The agent as a process of the host, for tests: the same program, over an inherited socket.
 
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Client;
+use super::files::{Connection, Dial};
 
 /// An agent and the connection to it. Dropping it ends both.
 pub(crate) struct HostAgent {
@@ -28,6 +31,11 @@ impl HostAgent {
     /// The agent's process id.
     pub(crate) fn pid(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Where it serves files.
+    pub(crate) fn ports(&self) -> Local {
+        Local { agent: self.pid() }
     }
 
     /// Closes the connection and waits for the agent to end; its exit code.
@@ -54,4 +62,40 @@ pub(crate) fn start_process(stderr: Stdio) -> (Child, UnixStream) {
         .spawn()
         .expect("the agent starts");
     (process, ours)
+}
+
+/// The ports of an agent that is a process: sockets without files.
+#[derive(Debug)]
+pub(crate) struct Local {
+    agent: u32,
+}
+
+impl Dial for Local {
+    fn dial(&self, port: u32) -> io::Result<Box<dyn Connection>> {
+        let address = SocketAddr::from_abstract_name(format!("cc-files-{}-{port}", self.agent))?;
+        Ok(Box::new(Socket(UnixStream::connect_addr(&address)?)))
+    }
+}
+
+/// A connection to a worker that is a process.
+#[derive(Debug)]
+pub(crate) struct Socket(pub(crate) UnixStream);
+
+impl Connection for Socket {
+    fn receive(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        (&self.0).read(bytes)
+    }
+
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        (&self.0).write_all(bytes)
+    }
+
+    fn is_open(&self) -> bool {
+        use rustix::net::{RecvFlags, recv};
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match recv(&self.0, &mut [0u8; 1], flags) {
+            Ok((n, _)) => n > 0,
+            Err(e) => e == rustix::io::Errno::AGAIN,
+        }
+    }
 }

@@ -48,9 +48,7 @@ impl Iterator for ReadDir {
 
     fn next(&mut self) -> Option<io::Result<DirEntry>> {
         match &mut self.0 {
-            Inner::Host(dir) => {
-                dir.next().map(|entry| entry.map(|entry| DirEntry(InnerEntry::Host(entry))))
-            }
+            Inner::Host(dir) => dir.next().map(|entry| entry.map(|entry| DirEntry(InnerEntry::Host(entry)))),
             Inner::Guest(dir) => {
                 let entry = dir.next()?;
                 Some(entry.at("read directory", &dir.path))
@@ -88,7 +86,9 @@ impl GuestDir {
                     let handle = self.handle.take();
                     let error = match handle.map(|handle| handle.lease().map(|mut lease| lease.malformed())) {
                         Some(Ok(error) | Err(error)) => error,
-                        None => io::Error::new(io::ErrorKind::BrokenPipe, "the guest agent broke its protocol"),
+                        None => {
+                            io::Error::new(io::ErrorKind::BrokenPipe, "the guest agent broke its protocol")
+                        }
                     };
                     return Some(Err(error));
                 }
@@ -274,7 +274,8 @@ mod tests {
 
     #[test]
     fn entries_are_taken_apart() {
-        let bytes = [entry(b".", None), entry(b"a", None), entry(b"..", None), entry(b"b\xff", None)].concat();
+        let bytes =
+            [entry(b".", None), entry(b"a", None), entry(b"..", None), entry(b"b\xff", None)].concat();
         assert_eq!(names(bytes), [Ok("a".into()), Ok(os(b"b\xff").to_owned())]);
     }
 

@@ -35,10 +35,7 @@ pub(super) trait Context<T> {
 impl<T> Context<T> for io::Result<T> {
     fn at(self, operation: &'static str, path: &Path) -> io::Result<T> {
         self.map_err(|source| {
-            io::Error::new(
-                source.kind(),
-                Failure { operation, path: path.to_owned(), second: None, source },
-            )
+            io::Error::new(source.kind(), Failure { operation, path: path.to_owned(), second: None, source })
         })
     }
 

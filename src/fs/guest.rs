@@ -228,9 +228,8 @@ impl Guest {
 
 /// Bytes that must have no NUL.
 fn text(bytes: Vec<u8>) -> io::Result<CString> {
-    let invalid = |_| {
-        io::Error::new(io::ErrorKind::InvalidInput, "file name contained an unexpected NUL byte")
-    };
+    let invalid =
+        |_| io::Error::new(io::ErrorKind::InvalidInput, "file name contained an unexpected NUL byte");
     CString::new(bytes).map_err(invalid)
 }
 

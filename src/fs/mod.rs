@@ -45,14 +45,16 @@ mod operations;
 mod options;
 mod system;
 mod temp;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 pub use dir::{DirEntry, ReadDir};
 pub use error::raw_os_error;
 pub use file::File;
 pub use metadata::{FileTimes, FileType, Metadata, Permissions};
-pub(crate) use operations::operations;
 pub use operations::Fs;
+pub(crate) use operations::operations;
 pub use options::{DirBuilder, OpenOptions};
 pub use system::FileSystem;
 pub use temp::TempDir;

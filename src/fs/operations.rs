@@ -3,9 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{
-    DirBuilder, File, FileSystem, FileTimes, Metadata, OpenOptions, Permissions, ReadDir, TempDir,
-};
+use super::{DirBuilder, File, FileSystem, FileTimes, Metadata, OpenOptions, Permissions, ReadDir, TempDir};
 
 /// Hands every operation to the macro `$each`: documentation, name, arguments, result, and a body in which the first
 /// name is the [`FileSystem`].

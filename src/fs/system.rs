@@ -49,12 +49,6 @@ impl FileSystem {
         FileSystem(Kind::Guest(Arc::new(Guest::new(files, directory))))
     }
 
-    /// Workers of a guest, for tests.
-    #[cfg(test)]
-    pub(super) fn guest(&self) -> Option<&Guest> {
-        either!(self, None, |guest| Some(guest))
-    }
-
     pub(super) fn options(&self) -> OpenOptions {
         OpenOptions::new(self)
     }

@@ -9,29 +9,44 @@ mod support;
 
 use std::path::Path;
 
-use cc::fs::{File, FileTimes, Fs, Permissions, raw_os_error};
+use cc::fs::{FileTimes, Fs, Permissions, raw_os_error};
 
-/// Declares each test twice: on the host and on the machine that all share.
+/// Declares each test for every place: on the host, and twice on the machine that all share.
 macro_rules! on_both {
     ($($topic:ident: $($name:ident)*;)*) => {
         mod host {
             $(mod $topic {
                 $(#[test]
                 fn $name() {
-                    crate::files::$topic::$name(&crate::files::Place::new(&cc::Host, &crate::sh_on_host));
+                    let (base, kind) = (std::env::temp_dir(), crate::files::Kind::Host);
+                    let at = crate::files::Place::new(&cc::Host, &base, &crate::sh_on_host, kind);
+                    crate::files::$topic::$name(&at);
                 })*
             })*
         }
+        /// In the guest's memory.
         mod guest {
             $(mod $topic {
                 $(#[test]
                 fn $name() {
-                    let on = crate::support::shared();
-                    crate::files::$topic::$name(&crate::files::Place::new(on, &crate::sh_in_guest));
+                    crate::files::$topic::$name(&crate::in_guest("/tmp"));
+                })*
+            })*
+        }
+        /// On the machine's root, which is a file system of ours.
+        mod root {
+            $(mod $topic {
+                $(#[test]
+                fn $name() {
+                    crate::files::$topic::$name(&crate::in_guest("/conformance"));
                 })*
             })*
         }
     };
+}
+
+fn in_guest(base: &str) -> files::Place<'static, cc::Instance> {
+    files::Place::new(support::shared(), Path::new(base), &sh_in_guest, files::Kind::Machine)
 }
 
 fn sh_on_host(dir: &Path, script: &str) -> String {

@@ -178,22 +178,8 @@ impl Stat {
         };
         let [atime, mtime, ctime, btime] = [time()?, time()?, time()?, time()?];
         let btime = (r.u8()? != 0).then_some(btime);
-        let stat = Stat {
-            dev,
-            ino,
-            mode,
-            nlink,
-            uid,
-            gid,
-            rdev,
-            size,
-            blksize,
-            blocks,
-            atime,
-            mtime,
-            ctime,
-            btime,
-        };
+        let stat =
+            Stat { dev, ino, mode, nlink, uid, gid, rdev, size, blksize, blocks, atime, mtime, ctime, btime };
         Ok((stat, r.rest))
     }
 }

@@ -70,7 +70,7 @@ pub(in crate::fs) fn read_archive(fs: &FileSystem, from: impl Read, to: &Path) -
     let mut archive = Archive::new(from);
     let mut unpacker = Unpacker { fs, to, directories: HashSet::new(), pending: Vec::new() };
     for entry in archive.entries()? {
-        unpacker.add(&mut entry?)?;
+        unpacker.add(&mut entry.map_err(malformed)?)?;
     }
     // When all is in them: else their times would not stay.
     for (path, mode, mtime) in unpacker.pending.into_iter().rev() {
@@ -92,9 +92,10 @@ struct Unpacker<'a> {
 impl Unpacker<'_> {
     fn add(&mut self, entry: &mut tar::Entry<'_, impl Read>) -> io::Result<()> {
         let kind = entry.header().entry_type();
-        let (mode, mtime) = (entry.header().mode()? & 0o7777, entry.header().mtime()?);
-        let owner = (entry.header().uid()?, entry.header().gid()?);
-        let path = self.place(&entry.path()?)?;
+        let header = entry.header();
+        let said = || Ok((header.mode()? & 0o7777, header.mtime()?, (header.uid()?, header.gid()?)));
+        let (mode, mtime, owner) = said().map_err(malformed)?;
+        let path = self.place(&entry.path().map_err(malformed)?)?;
         if path == self.to {
             return Ok(());
         }
@@ -105,8 +106,7 @@ impl Unpacker<'_> {
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 self.make_way(&path)?;
-                let mut file =
-                    self.fs.open_options().write(true).create_new(true).mode(0o600).open(&path)?;
+                let mut file = self.fs.open_options().write(true).create_new(true).mode(0o600).open(&path)?;
                 let mut buffer = vec![0; 256 * 1024];
                 loop {
                     let n = match entry.read(&mut buffer) {
@@ -148,7 +148,9 @@ impl Unpacker<'_> {
             match part {
                 Component::Normal(part) => parts.push(part),
                 Component::CurDir | Component::RootDir => {}
-                Component::ParentDir | Component::Prefix(_) => return Err(refuse(name, "leads out of the archive")),
+                Component::ParentDir | Component::Prefix(_) => {
+                    return Err(refuse(name, "leads out of the archive"));
+                }
             }
         }
         let last = parts.pop();
@@ -190,6 +192,14 @@ impl Unpacker<'_> {
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
             owned => owned,
         }
+    }
+}
+
+/// What is wrong with an archive itself has no kind of its own in the library that reads it.
+fn malformed(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::Other => io::Error::new(io::ErrorKind::InvalidData, error),
+        _ => error,
     }
 }
 

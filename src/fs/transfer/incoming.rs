@@ -72,7 +72,8 @@ impl Sender<'_> {
 
     /// Takes answers until no more than this is under way.
     fn settle(&mut self, requests: usize, bytes: usize) -> io::Result<()> {
-        while self.under_way.len() > requests || (self.bytes_under_way > bytes && !self.under_way.is_empty()) {
+        while self.under_way.len() > requests || (self.bytes_under_way > bytes && !self.under_way.is_empty())
+        {
             let Some((path, bytes, failing)) = self.under_way.pop_front() else { break };
             self.bytes_under_way -= bytes;
             let answer = self.lease.answer();
@@ -114,7 +115,13 @@ impl Sender<'_> {
     }
 
     /// In a tree, what is in the way is replaced and no symbolic link is followed.
-    fn file(&mut self, from: &Path, metadata: &std::fs::Metadata, to: &Path, in_tree: bool) -> io::Result<()> {
+    fn file(
+        &mut self,
+        from: &Path,
+        metadata: &std::fs::Metadata,
+        to: &Path,
+        in_tree: bool,
+    ) -> io::Result<()> {
         let file = File::open(from).at("read", from)?;
         let name = self.guest.path(to).at("copy to", to)?;
         let mode = metadata.mode() & 0o7777 | KEEP_MODE;
@@ -171,6 +178,7 @@ impl Sender<'_> {
             if sparse {
                 match rustix::fs::seek(file, SeekFrom::Data(at)) {
                     Ok(data) => {
+                        self.copied += data - at;
                         at = data;
                         let hole = rustix::fs::seek(file, SeekFrom::Hole(at));
                         until = hole.map_err(io::Error::from).at("read", from)?;

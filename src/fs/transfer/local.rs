@@ -129,12 +129,16 @@ mod tests {
         let dir = Dir::create(inside.path()).unwrap();
         for name in ["", ".", "..", "a/b", "/etc", "a\0b"] {
             assert_eq!(dir.file(OsStr::new(name)).map(drop).unwrap_err().kind(), io::ErrorKind::InvalidData);
-            assert!(dir.enter(OsStr::new(name)).is_err() && dir.symlink(Path::new("x"), OsStr::new(name)).is_err());
+            assert!(
+                dir.enter(OsStr::new(name)).is_err()
+                    && dir.symlink(Path::new("x"), OsStr::new(name)).is_err()
+            );
         }
         let below = dir.enter(OsStr::new("dir")).unwrap();
         io::Write::write_all(below.file(OsStr::new("new")).unwrap().file(), b"new").unwrap();
         io::Write::write_all(dir.file(OsStr::new("file")).unwrap().file(), b"new").unwrap();
-        let names: Vec<_> = std::fs::read_dir(outside.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let names: Vec<_> =
+            std::fs::read_dir(outside.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["file"]);
         assert_eq!(std::fs::read(outside.path().join("file")).unwrap(), b"untouched");
         assert_eq!(std::fs::read(inside.path().join("dir/new")).unwrap(), b"new");

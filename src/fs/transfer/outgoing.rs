@@ -169,7 +169,8 @@ impl Receiver<'_> {
     }
 
     fn rest(&mut self, mut rest: Rest) -> io::Result<()> {
-        let done = if is_sparse(&rest.stat) { self.islands(&mut rest) } else { self.stream(&mut rest, u64::MAX) };
+        let done =
+            if is_sparse(&rest.stat) { self.islands(&mut rest) } else { self.stream(&mut rest, u64::MAX) };
         done.and_then(|()| rest.target.finish(rest.stat.mode & PERMISSIONS, rest.stat.mtime))
             .at("copy", &rest.path)
     }

@@ -1,9 +1,9 @@
-//! The suite for files. Whoever includes it has `Fs`, `File`, `FileTimes`, `Permissions` and `raw_os_error` in scope,
+//! The suite for files. Whoever includes it has `Fs`, `FileTimes`, `Permissions` and `raw_os_error` in scope,
 //! and a shell at the place that is tested.
 
 use std::path::{Path, PathBuf};
 
-use super::{File, FileTimes, Fs, Permissions, raw_os_error};
+use super::{FileTimes, Fs, Permissions, raw_os_error};
 
 pub(crate) mod copies;
 pub(crate) mod dirs;
@@ -24,11 +24,28 @@ pub(crate) struct Place<'a, F: Fs + Sync> {
     pub(crate) on: &'a F,
     pub(crate) dir: PathBuf,
     shell: Shell<'a>,
+    pub(crate) kind: Kind,
+}
+
+/// What a place is, where tests must know.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Kind {
+    /// std itself.
+    Host,
+    /// The agent, as a process of the host.
+    #[allow(dead_code)] // one of the programs that include this has none
+    Process,
+    /// A machine of its own.
+    #[allow(dead_code)] // likewise
+    Machine,
 }
 
 impl<'a, F: Fs + Sync> Place<'a, F> {
-    pub(crate) fn new(on: &'a F, shell: Shell<'a>) -> Self {
-        Place { on, dir: on.temp_dir().expect("a directory").keep(), shell }
+    /// A directory of its own below `base`.
+    pub(crate) fn new(on: &'a F, base: &Path, shell: Shell<'a>, kind: Kind) -> Self {
+        let dir = base.join(on.temp_dir().expect("a directory").path().file_name().expect("a name"));
+        on.create_dir_all(&dir).expect("a directory");
+        Place { on, dir, shell, kind }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

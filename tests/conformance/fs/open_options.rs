@@ -41,7 +41,13 @@ pub(crate) fn contradictions(at: &Place<'_, impl Fs + Sync>) {
     ] {
         let [read, write, append, truncate, create, create_new] = wrong;
         let mut options = at.on.open_options();
-        options.read(read).write(write).append(append).truncate(truncate).create(create).create_new(create_new);
+        options
+            .read(read)
+            .write(write)
+            .append(append)
+            .truncate(truncate)
+            .create(create)
+            .create_new(create_new);
         let error = options.open(at.path("f")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{wrong:?}");
     }

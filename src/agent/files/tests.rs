@@ -1,0 +1,1 @@
+//! A worker that lies, and a host that does.
