@@ -171,7 +171,7 @@ impl Sender<'_> {
         to: &Path,
         buffer: &mut [u8],
     ) -> io::Result<()> {
-        let sparse = metadata.blocks().saturating_mul(512) < metadata.len();
+        let sparse = super::is_sparse(metadata);
         let mut at = 0;
         loop {
             let mut until = u64::MAX;

@@ -65,9 +65,40 @@ fn copy_file(
 ) -> io::Result<u64> {
     let mut source = std::fs::File::open(from)?;
     let mut target = to.file(name)?;
-    let copied = io::copy(&mut source, target.file())?;
+    let copied = if is_sparse(metadata) {
+        copy_islands(&mut source, target.file(), metadata.len())?
+    } else {
+        io::copy(&mut source, target.file())?
+    };
     target.finish(metadata_mode(metadata) & mask, modified(metadata))?;
     Ok(copied)
+}
+
+/// Copies what is not a hole.
+fn copy_islands(source: &mut std::fs::File, target: &mut std::fs::File, len: u64) -> io::Result<u64> {
+    use std::io::{Read, Seek, SeekFrom};
+    target.set_len(len)?;
+    let mut at = 0;
+    while at < len {
+        at = match rustix::fs::seek(&*source, rustix::fs::SeekFrom::Data(at)) {
+            Err(rustix::io::Errno::NXIO) => break,
+            data => data?,
+        };
+        let until = rustix::fs::seek(&*source, rustix::fs::SeekFrom::Hole(at))?;
+        source.seek(SeekFrom::Start(at))?;
+        target.seek(SeekFrom::Start(at))?;
+        let copied = io::copy(&mut source.take(until - at), target)?;
+        at += copied;
+        if copied == 0 {
+            break;
+        }
+    }
+    Ok(len.max(at))
+}
+
+/// Whether a file has holes.
+fn is_sparse(metadata: &std::fs::Metadata) -> bool {
+    std::os::unix::fs::MetadataExt::blocks(metadata).saturating_mul(512) < metadata.len()
 }
 
 fn metadata_mode(metadata: &std::fs::Metadata) -> u32 {
