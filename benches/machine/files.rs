@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use cc::{Instance, Source};
 
-use crate::{Report, Result, median};
+use crate::{Report, Result, counted, median};
 
 /// Names, in the order in which they are measured.
 pub(crate) const NAMES: [&str; 6] = [
@@ -57,15 +57,27 @@ fn copies(report: &mut Report, instance: &Instance, at: &str, [name_in, name_out
     fs::write(&from, &content)?;
     let rate = |start: Instant| COPIED as f64 / 1e6 / start.elapsed().as_secs_f64();
     let (mut into, mut out) = (Vec::new(), Vec::new());
+    let mut cost = [0; 2];
     for _ in 0..COPIES {
-        let start = Instant::now();
-        instance.copy_in(&from, at)?;
-        into.push(rate(start));
-        let start = Instant::now();
-        instance.copy_out(at, &back)?;
-        out.push(rate(start));
+        let (speed, n) = counted(instance, || {
+            let start = Instant::now();
+            instance.copy_in(&from, at)?;
+            Ok(rate(start))
+        })?;
+        into.push(speed);
+        let (speed, m) = counted(instance, || {
+            let start = Instant::now();
+            instance.copy_out(at, &back)?;
+            Ok(rate(start))
+        })?;
+        out.push(speed);
+        cost = [n, m].map(|n| n / (COPIED >> 20) as u64);
         instance.remove_file(at)?;
     }
+    report.note(&format!(
+        "guest instructions for each MiB copied to {at} and back: {} and {}",
+        cost[0], cost[1]
+    ));
     if fs::read(Path::new(&back))? != content {
         return Err("the copy is another".into());
     }

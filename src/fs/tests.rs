@@ -79,17 +79,19 @@ fn the_end_of_the_machine_ends_all_that_waits() {
     let mut agent = HostAgent::start();
     let (fs, dir) = (files(&agent), tempfile::tempdir().unwrap());
     let fifo = fifo(&dir);
+    let other = dir.path().join("other");
+    sh(dir.path(), "mkfifo other");
     let one = fs.create(dir.path().join("f")).unwrap();
     let two = Fs::open(&fs, dir.path().join("f")).unwrap();
     one.lock().unwrap();
     let errors = std::thread::scope(|scope| {
         let threads = [
             scope.spawn(|| fs.read(&fifo).unwrap_err()),
-            scope.spawn(|| fs.write(&fifo, b"x").map(|()| fs.read(&fifo)).unwrap_err()),
+            scope.spawn(|| fs.write(&other, b"x").unwrap_err()),
             scope.spawn(|| two.lock().unwrap_err()),
         ];
-        // One of the two at the pipe may have met the other; then it waits at the next.
         std::thread::sleep(Duration::from_millis(300));
+        assert!(threads.iter().all(|thread| !thread.is_finished()));
         agent.client.set_cause(ErrorKind::NotConnected, "machine is not running: it was unplugged");
         agent.socket.shutdown(Shutdown::Both).unwrap();
         threads.map(|thread| thread.join().unwrap())
@@ -102,7 +104,7 @@ fn the_end_of_the_machine_ends_all_that_waits() {
         fs.read("/etc/passwd").unwrap_err(),
         (&one).write(b"x").unwrap_err(),
         one.metadata().unwrap_err(),
-        fs.read_dir("/").unwrap_err(),
+        Fs::read_dir(&fs, "/").unwrap_err(),
     ] {
         assert_eq!(error.kind(), ErrorKind::NotConnected, "{error}");
     }
@@ -121,12 +123,12 @@ fn a_killed_worker_fails_only_what_it_did() {
     let first = children(holder);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| fs.read(&fifo).unwrap_err());
-        // The first worker waits at the pipe; another does this.
-        wait_until("a worker waits", || {
-            fs.metadata(dir.path()).unwrap();
+        // One of two waits at the pipe while the other does this.
+        wait_until("two workers", || {
+            Fs::metadata(&fs, dir.path()).unwrap();
             children(holder).len() > first.len()
         });
-        kill(first[0]);
+        children(holder).into_iter().for_each(kill);
         let error = reader.join().unwrap();
         assert_eq!(error.kind(), ErrorKind::BrokenPipe, "{error}");
     });
@@ -192,7 +194,7 @@ fn r3_7_nothing_is_left_open() {
             assert_eq!(open(), before + 2);
             drop(clone);
             let _ = (Fs::open(&fs, "/absent"), fs.read(dir.path()), fs.read_dir(dir.path()).unwrap().next());
-            assert!(fs.copy(dir.path().join("f"), dir.path()).is_err());
+            assert!(fs.copy(&dir.path().join("f"), dir.path()).is_err());
         }
     }
     assert_eq!(open(), before);
@@ -234,8 +236,8 @@ fn relative_paths_begin_where_commands_do() {
     let fs = FileSystem::of_guest(files, Some(dir.path().as_os_str().to_owned()));
     fs.write("f", b"here").unwrap();
     assert_eq!(std::fs::read(dir.path().join("f")).unwrap(), b"here");
-    assert_eq!(fs.canonicalize(".").unwrap(), dir.path().canonicalize().unwrap());
-    assert_eq!(fs.read_dir("").unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(Fs::canonicalize(&fs, ".").unwrap(), dir.path().canonicalize().unwrap());
+    assert_eq!(Fs::read_dir(&fs, "").unwrap_err().kind(), ErrorKind::NotFound);
     let error = fs.read("absent").unwrap_err();
     assert_eq!(error.to_string(), "read \"absent\": No such file or directory (os error 2)");
 }

@@ -3,6 +3,7 @@
 
 #[path = "fs/mod.rs"]
 mod files;
+mod instance;
 #[allow(dead_code)]
 #[path = "../machine/support.rs"]
 mod support;
