@@ -129,7 +129,7 @@ impl OpenOptions {
         }
         let creation = match (self.create, self.truncate, self.create_new) {
             (_, _, true) => O_CREAT | O_EXCL,
-            (create, truncate, false) => i32::from(create) * O_CREAT | i32::from(truncate) * O_TRUNC,
+            (create, truncate, false) => (i32::from(create) * O_CREAT) | (i32::from(truncate) * O_TRUNC),
         };
         Ok(access | creation | self.custom_flags & !O_ACCMODE)
     }

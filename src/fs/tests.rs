@@ -247,7 +247,7 @@ fn both_are_alike_behind_a_reference() {
     let agent = HostAgent::start();
     let fs = files(&agent);
     let (host, guest): (&dyn Fs, Arc<dyn Fs + Send + Sync>) = (&crate::host::Host, Arc::new(fs));
-    for place in [host.file_system(), guest.file_system(), (&guest).file_system()] {
+    for place in [host.file_system(), guest.file_system(), Fs::file_system(&&guest)] {
         assert!(place.read_to_string("/etc/passwd").unwrap().contains("root"));
     }
     fn shared<T: Send + Sync>() {}

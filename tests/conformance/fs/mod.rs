@@ -63,6 +63,13 @@ impl<'a, F: Fs + Sync> Place<'a, F> {
         path
     }
 
+    /// User and group that things are done as.
+    pub(crate) fn user(&self) -> (u32, u32) {
+        let ids = self.sh("id -u; id -g");
+        let mut ids = ids.lines().map(|id| id.parse().expect("a number"));
+        (ids.next().expect("a user"), ids.next().expect("a group"))
+    }
+
     /// Names in a directory, sorted.
     pub(crate) fn names(&self, dir: impl AsRef<Path>) -> Vec<String> {
         let entries = self.on.read_dir(dir).expect("a directory");

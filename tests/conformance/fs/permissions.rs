@@ -30,6 +30,12 @@ pub(crate) fn owners(at: &Place<'_, impl Fs + Sync>) {
         let m = at.on.symlink_metadata(at.path(name)).unwrap();
         (m.uid(), m.gid())
     };
+    if at.user().0 != 0 {
+        // Only root gives files away.
+        assert_eq!(at.on.chown(&path, Some(7), None).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        at.on.chown(&path, None, None).unwrap();
+        return;
+    }
     at.on.chown(&path, Some(7), Some(8)).unwrap();
     assert_eq!(owner("f"), (7, 8));
     at.on.chown(&path, None, Some(9)).unwrap();
