@@ -12,11 +12,11 @@ use alloc::vec::Vec;
 use core::ffi::CStr;
 
 use crate::log;
-use crate::protocol::Root;
+use crate::protocol::{self, Root};
 use crate::sys::files::{
-    self, MS_BIND, MS_MOVE, MS_RDONLY, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_PATH,
+    self, MS_BIND, MS_MOVE, MS_RDONLY, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_PATH, O_TRUNC,
 };
-use crate::sys::{self, Errno, Fd, O_RDWR};
+use crate::sys::{self, Errno, Fd, O_RDWR, O_WRONLY};
 
 const NEW: &CStr = c"/cc/root";
 /// Where the contents of files that are mounted over others lie, in the first root.
@@ -24,9 +24,9 @@ const FILES: &CStr = c"/cc/files";
 const NOSUID: usize = 2;
 const NODEV: usize = 4;
 
-/// Mounts `root` and makes it this process's, and so that of all it starts.
-pub(crate) fn enter(root: &Root<'_>) -> Result<(), Errno> {
-    let files = write_files(root);
+/// Mounts `root` and makes it this process's, and so that of all it starts. Gives the files that lie over its own.
+pub(crate) fn enter(root: &Root<'_>) -> Result<Vec<(CString, Fd)>, Errno> {
+    let mut over = write_files(root);
     let _ = sys::mkdir(NEW, 0o755);
     let flags = if root.read_only { MS_RDONLY } else { 0 };
     files::mount_from(root.tag, c"virtiofs", NEW, flags)?;
@@ -46,11 +46,17 @@ pub(crate) fn enter(root: &Root<'_>) -> Result<(), Errno> {
     files::chroot(c".")?;
     sys::chdir(c"/")?;
 
-    for (path, contents) in &files {
-        if let Err(e) = put_over(path, contents) {
-            log(format_args!("cannot put a file over {}: errno {}", name(path), e.0));
+    over.retain(|(path, contents)| {
+        let only = root.files.iter().any(|file| *file.path == **path && file.only_over);
+        match put_over(path, contents, only) {
+            Ok(()) => true,
+            Err(sys::ENOENT) if only => false,
+            Err(e) => {
+                log(format_args!("cannot put a file over {}: errno {}", name(path), e.0));
+                false
+            }
         }
-    }
+    });
     if let Err(e) = sys::sethostname(root.hostname.to_bytes()) {
         log(format_args!("cannot set the host name: errno {}", e.0));
     }
@@ -67,6 +73,20 @@ pub(crate) fn enter(root: &Root<'_>) -> Result<(), Errno> {
     if let Some(path) = root.directory {
         parents(path);
         let _ = sys::mkdir(path, 0o755);
+    }
+    Ok(over)
+}
+
+/// Gives a file that lies over one of the root's other contents.
+pub(crate) fn rewrite(file: &Fd, contents: &[u8]) -> Result<(), Errno> {
+    // The open file has a position of its own and may only be read by now.
+    fill(&sys::open(&files::path_of(file), O_WRONLY | O_TRUNC)?, contents)
+}
+
+fn fill(file: &Fd, mut contents: &[u8]) -> Result<(), Errno> {
+    while !contents.is_empty() {
+        let n = file.write(contents)?;
+        contents = contents.get(n.max(1)..).unwrap_or_default();
     }
     Ok(())
 }
@@ -115,15 +135,11 @@ fn in_memory(path: &CStr, mode: u32, options: &CStr) {
 fn write_files(root: &Root<'_>) -> Vec<(CString, Fd)> {
     let _ = sys::mkdir(FILES, 0o755);
     let mut written = Vec::new();
-    for (n, (path, contents)) in root.files.iter().enumerate() {
+    for (n, protocol::File { path, contents, .. }) in root.files.iter().enumerate() {
         let file = CString::new(alloc::format!("{}/{n}", name(FILES))).unwrap_or_default();
         let write = || {
             let fd = files::create(&file, O_RDWR | O_EXCL, 0o644)?;
-            let mut rest = *contents;
-            while !rest.is_empty() {
-                let n = fd.write(rest)?;
-                rest = rest.get(n.max(1)..).unwrap_or_default();
-            }
+            fill(&fd, contents)?;
             Ok(fd)
         };
         match write() {
@@ -134,10 +150,13 @@ fn write_files(root: &Root<'_>) -> Vec<(CString, Fd)> {
     written
 }
 
-/// Mounts the open file `contents` over the file `path`, which is made if it is not there.
-fn put_over(path: &CStr, contents: &Fd) -> Result<(), Errno> {
-    parents(path);
+/// Mounts the open file `contents` over the file `path`, which is made if it is not there, unless `only` over one.
+fn put_over(path: &CStr, contents: &Fd, only: bool) -> Result<(), Errno> {
+    if !only {
+        parents(path);
+    }
     let target = match sys::open(path, O_PATH) {
+        Err(e) if only => return Err(e),
         // Also where a symbolic link leads nowhere.
         Err(sys::ENOENT) => {
             let _ = files::unlink(path);

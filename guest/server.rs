@@ -5,10 +5,11 @@
 //! streams anew. Nothing here waits but [`Epoll::wait`].
 
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::ffi::CString;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use crate::protocol::{self, Channel, Decoder, Ending, Error, Exited, Message, Mode, Spawn};
+use crate::protocol::{self, Channel, Decoder, Ending, Error, Exited, Message, Mode, Renewal, Spawn};
 use crate::spawn::Failure;
 use crate::stream::{Context, SEND_HIGH, Stream};
 use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, Errno, Fd};
@@ -77,9 +78,11 @@ pub(crate) struct Server {
     machine: bool,
     /// Whether it has been given a root.
     rooted: bool,
+    /// What lies over files of the root, by path.
+    files: Vec<(CString, Fd)>,
     frozen: freeze::Frozen,
     /// The process that works on files for the host.
-    files: Option<i32>,
+    holder: Option<i32>,
     host: Host,
     connection: Connection,
     backoff: u64,
@@ -110,8 +113,9 @@ impl Server {
             null: sys::open(c"/dev/null", sys::O_RDWR)?,
             machine: matches!(link, Link::Machine),
             rooted: false,
+            files: Vec::new(),
             frozen: freeze::Frozen::default(),
-            files: None,
+            holder: None,
             host: match link {
                 Link::Machine => Host::Vsock,
                 Link::Unix(path) => Host::Unix(path),
@@ -310,9 +314,7 @@ impl Server {
                 Err(e) => Err(e),
             },
             // As a guest of nobody's machine the agent must not touch it.
-            Message::SetTime(_)
-            | Message::Reseed(_)
-            | Message::SetHostname(_)
+            Message::Renew(_)
             | Message::Root(_)
             | Message::Freeze
             | Message::Thaw
@@ -329,11 +331,9 @@ impl Server {
             Message::Root(_) if self.rooted => Err(sys::EALREADY),
             Message::Root(root) => {
                 self.rooted = true;
-                root::enter(&root)
+                root::enter(&root).map(|files| self.files = files)
             }
-            Message::SetTime(ns) => sys::set_wall_clock(ns),
-            Message::Reseed(bytes) => sys::reseed(bytes),
-            Message::SetHostname(name) => sys::sethostname(name),
+            Message::Renew(renewal) => self.renew(&renewal),
             other => return self.on_stream(id, other),
         };
         Message::Reply(reply.err().map_or(0, |e| e.0)).encode(id, &mut self.outgoing);
@@ -345,10 +345,27 @@ impl Server {
         if self.shutdown.is_some() {
             return Err(sys::ESHUTDOWN);
         }
-        if let Some(pid) = self.files.take() {
+        if let Some(pid) = self.holder.take() {
             let _ = sys::kill(pid, sys::SIGKILL);
         }
-        self.files = Some(files::start(port, self.machine)?);
+        self.holder = Some(files::start(port, self.machine)?);
+        Ok(())
+    }
+
+    fn renew(&mut self, renewal: &Renewal<'_>) -> sys::Result<()> {
+        sys::reseed(renewal.seed)?;
+        sys::set_wall_clock(renewal.time_ns)?;
+        if let Some(name) = renewal.hostname {
+            sys::sethostname(name.to_bytes())?;
+        }
+        for (path, contents) in &renewal.files {
+            if let Some((_, file)) = self.files.iter().find(|(known, _)| **known == **path) {
+                root::rewrite(file, contents)?;
+            }
+        }
+        if renewal.thaw {
+            freeze::thaw(&mut self.frozen);
+        }
         Ok(())
     }
 
@@ -433,7 +450,7 @@ impl Server {
         let mut reaped = sys::reap();
         while let Ok(Some((pid, status, usage))) = reaped {
             reaped = sys::reap();
-            self.files = self.files.filter(|files| *files != pid);
+            self.holder = self.holder.filter(|holder| *holder != pid);
             let Some(stream) = self.streams.values_mut().find(|s| s.pid == pid && !s.ended) else { continue };
             let micros = |[s, us]: [i64; 2]| (s.max(0) as u64) * 1_000_000 + us.max(0) as u64;
             let exited = Exited {

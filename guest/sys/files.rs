@@ -12,6 +12,7 @@ pub(crate) const MS_MOVE: usize = 8192;
 
 pub(crate) const O_CREAT: i32 = 0o100;
 pub(crate) const O_EXCL: i32 = 0o200;
+pub(crate) const O_TRUNC: i32 = 0o1000;
 pub(crate) const O_DIRECTORY: i32 = 0o200_000;
 pub(crate) const O_NOFOLLOW: i32 = 0o400_000;
 pub(crate) const O_PATH: i32 = 0o10_000_000;

@@ -18,7 +18,7 @@ use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::errno::{guest_error, spawn_error};
 use super::protocol::{self, Decoder, Ending, Message, Spawn};
@@ -157,23 +157,9 @@ impl Client {
         }
     }
 
-    /// Sets the guest's wall clock.
-    pub fn set_time(&self, time: SystemTime) -> io::Result<()> {
-        let since = time.duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
-        self.request(&Message::SetTime(since.as_nanos() as u64))
-    }
-
-    /// Mixes up to 4096 random bytes into the guest kernel's generator and reseeds it.
-    pub fn reseed(&self, bytes: &[u8]) -> io::Result<()> {
-        self.request(&Message::Reseed(bytes.get(..4096).unwrap_or(bytes)))
-    }
-
-    /// Sets the guest's host name, at most 64 bytes.
-    pub fn set_hostname(&self, name: &str) -> io::Result<()> {
-        if name.len() > 64 {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "host name longer than 64 bytes"));
-        }
-        self.request(&Message::SetHostname(name.as_bytes()))
+    /// Gives a restored guest what is its own: time, random numbers, names.
+    pub fn renew(&self, renewal: protocol::Renewal<'_>) -> io::Result<()> {
+        self.request(&Message::Renew(renewal))
     }
 
     /// Mounts a root, in which everything runs from then on. Once for each guest.

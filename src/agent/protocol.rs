@@ -20,13 +20,16 @@ use core::fmt;
 
 #[path = "protocol/files.rs"]
 pub mod files;
+#[path = "protocol/renew.rs"]
+mod renew;
 #[path = "protocol/root.rs"]
 mod root;
 
-pub use root::{Mount, Root};
+pub use renew::Renewal;
+pub use root::{File, Mount, Root};
 
 /// Version of this protocol. Both sides must have the same: the library carries its own agent.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// The vsock port on the host (CID 2) that the agent connects to.
 pub const PORT: u32 = 1024;
 /// Bytes of a frame before its payload.
@@ -254,12 +257,8 @@ pub enum Message<'a> {
     /// Host, a request: SIGTERM to everything, after so many milliseconds SIGKILL, write file systems
     /// out, then end the machine. The reply comes just before the end.
     Shutdown(Ending, u32),
-    /// Host, a request: set the wall clock to these nanoseconds since the Unix epoch.
-    SetTime(u64),
-    /// Host, a request: mix these bytes into the kernel's random generator and reseed it.
-    Reseed(&'a [u8]),
-    /// Host, a request: set the host name.
-    SetHostname(&'a [u8]),
+    /// Host, a request: become a machine of one's own.
+    Renew(Renewal<'a>),
     /// Agent: the request of this stream is done; 0 or an errno. The stream is over.
     Reply(i32),
     /// Host, a request, once: mount a root and live in it.
@@ -289,9 +288,7 @@ mod kind {
     pub(super) const PING: u8 = 13;
     pub(super) const PONG: u8 = 14;
     pub(super) const SHUTDOWN: u8 = 15;
-    pub(super) const SET_TIME: u8 = 16;
-    pub(super) const RESEED: u8 = 17;
-    pub(super) const SET_HOSTNAME: u8 = 18;
+    pub(super) const RENEW: u8 = 16;
     pub(super) const REPLY: u8 = 19;
     pub(super) const ROOT: u8 = 20;
     pub(super) const FREEZE: u8 = 21;
@@ -342,14 +339,14 @@ impl<'a> Message<'a> {
                 }
                 out.push(e.timed_out.into());
             }
-            Message::Ping(v) | Message::Pong(v) | Message::SetTime(v) => {
+            Message::Ping(v) | Message::Pong(v) => {
                 out.extend_from_slice(&v.to_le_bytes());
             }
             Message::Shutdown(ending, grace_ms) => {
                 out.push(*ending as u8);
                 out.extend_from_slice(&grace_ms.to_le_bytes());
             }
-            Message::Reseed(bytes) | Message::SetHostname(bytes) => out.extend_from_slice(bytes),
+            Message::Renew(renewal) => renewal.encode(out),
         }
         end_frame(start, out);
     }
@@ -372,9 +369,7 @@ impl<'a> Message<'a> {
             Message::Ping(_) => kind::PING,
             Message::Pong(_) => kind::PONG,
             Message::Shutdown(..) => kind::SHUTDOWN,
-            Message::SetTime(_) => kind::SET_TIME,
-            Message::Reseed(_) => kind::RESEED,
-            Message::SetHostname(_) => kind::SET_HOSTNAME,
+            Message::Renew(_) => kind::RENEW,
             Message::Reply(_) => kind::REPLY,
             Message::Root(_) => kind::ROOT,
             Message::Freeze => kind::FREEZE,
@@ -421,9 +416,7 @@ impl<'a> Message<'a> {
                 };
                 Message::Shutdown(ending, r.u32()?)
             }
-            kind::SET_TIME => Message::SetTime(r.u64()?),
-            kind::RESEED => Message::Reseed(r.all()),
-            kind::SET_HOSTNAME => Message::SetHostname(r.all()),
+            kind::RENEW => Message::Renew(Renewal::decode(&mut r)?),
             kind::REPLY => Message::Reply(r.i32()?),
             kind::ROOT => Message::Root(Root::decode(&mut r)?),
             kind::FREEZE => Message::Freeze,

@@ -117,7 +117,8 @@ proptest! {
             Message::Close(channel), Message::Discard(channel), Message::Drained(channel),
             Message::Signal(i), Message::Resize(u as u16, n as u16 ^ 3), Message::Exited(exited), Message::Ping(n), Message::Pong(n),
             Message::Shutdown(Ending::Restart, u), Message::Shutdown(Ending::PowerOff, u),
-            Message::SetTime(n), Message::Reseed(&bytes), Message::SetHostname(&bytes), Message::Reply(i),
+            Message::Renew(Renewal { time_ns: n, seed: &bytes, hostname: Some(c"h"), files: vec![(c"/f", &bytes), (c"", b"")], thaw: n % 2 == 0 }),
+            Message::Renew(Renewal::default()), Message::Reply(i),
             Message::Freeze, Message::Thaw,
         ];
         let all: Vec<u8> = messages.iter().flat_map(|m| frame(m, stream)).collect();
@@ -338,12 +339,8 @@ fn another_version_and_silence_are_told() {
 #[test]
 fn requests_of_a_machine_are_refused_outside_of_one() {
     let agent = HostAgent::start();
-    let denied = [
-        agent.client.set_time(std::time::SystemTime::now()),
-        agent.client.reseed(&[1; 32]),
-        agent.client.set_hostname("other"),
-    ];
-    for result in denied {
+    let renewal = Renewal { hostname: Some(c"other"), seed: &[1; 32], ..Renewal::default() };
+    for result in [agent.client.renew(renewal), agent.client.freeze(), agent.client.thaw()] {
         assert_eq!(result.unwrap_err().kind(), ErrorKind::PermissionDenied);
     }
     agent.client.ping(Duration::from_secs(30)).unwrap();

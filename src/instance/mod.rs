@@ -11,6 +11,7 @@ mod files;
 mod mount;
 mod progress;
 mod root;
+mod saved;
 mod snapshot;
 mod source;
 mod start;
@@ -83,6 +84,8 @@ pub struct Instance {
     id: String,
     config: Option<ImageConfig>,
     files: FileSystem,
+    /// Why it was not restored.
+    booted: Option<String>,
     closed: AtomicBool,
 }
 
@@ -111,7 +114,18 @@ impl Instance {
     ) -> Self {
         let closed = AtomicBool::new(false);
         let files = files::file_system(&machine, &client, &defaults);
-        Self { machine, client, defaults: Arc::new(defaults), timing, lifetime, id, config, files, closed }
+        Self {
+            machine,
+            client,
+            defaults: Arc::new(defaults),
+            timing,
+            lifetime,
+            id,
+            config,
+            files,
+            booted: None,
+            closed,
+        }
     }
 
     /// A command to run in the machine. This corresponds to [`std::process::Command::new`].
@@ -154,6 +168,12 @@ impl Instance {
     /// How long the parts of the start took.
     pub fn timing(&self) -> Timing {
         self.timing
+    }
+
+    /// Why the machine was booted and not restored from the snapshot of an earlier boot, as a sentence without its full
+    /// stop; `None` for one that was restored.
+    pub fn boot_reason(&self) -> Option<&str> {
+        self.booted.as_deref()
     }
 
     /// Guest instructions executed so far, where the backend counts them. Brought up to date

@@ -3,6 +3,7 @@
 use std::ffi::{CString, OsStr};
 use std::io;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Error, Mount, Source};
 use crate::agent::{Client, protocol};
@@ -74,29 +75,49 @@ impl Root {
     /// restored from the same snapshot have in common: its random numbers and its time.
     pub(super) fn enter(&self, client: &Client, restored: bool) -> io::Result<()> {
         if restored {
-            renew(client)?;
+            renew(client, None)?;
         }
         let tag = CString::new(ROOT).unwrap_or_default();
-        let name = self.hostname.to_string_lossy();
-        let hosts =
-            format!("127.0.0.1\tlocalhost {name}\n::1\tlocalhost ip6-localhost ip6-loopback {name}\n");
         let mounts = self
             .mounts
             .iter()
             .map(|(tag, target, read_only)| protocol::Mount { tag, target, read_only: *read_only })
             .collect();
-        let line = format!("{name}\n");
+        let names = Names::of(&self.hostname)?;
+        let file = |path, contents, only_over| protocol::File { path, contents, only_over };
         client.mount_root(protocol::Root {
             tag: &tag,
             read_only: false,
             hostname: &self.hostname,
             directory: self.directory.as_deref(),
             files: vec![
-                (c"/etc/hostname", line.as_bytes()),
-                (c"/etc/hosts", hosts.as_bytes()),
-                (c"/etc/resolv.conf", b"# This machine has no network.\n"),
+                file(c"/etc/hostname", names.line.as_bytes(), false),
+                file(c"/etc/hosts", names.hosts.as_bytes(), false),
+                file(c"/etc/resolv.conf", b"# This machine has no network.\n", false),
+                // Who has none gets none.
+                file(c"/etc/machine-id", names.machine_id.as_bytes(), true),
             ],
             mounts,
+        })
+    }
+}
+
+/// The files of a root by which machines are told apart.
+struct Names {
+    line: String,
+    hosts: String,
+    machine_id: String,
+}
+
+impl Names {
+    fn of(hostname: &CString) -> io::Result<Self> {
+        let name = hostname.to_string_lossy();
+        let mut id = [0; 16];
+        random(&mut id)?;
+        Ok(Self {
+            line: format!("{name}\n"),
+            hosts: format!("127.0.0.1\tlocalhost {name}\n::1\tlocalhost ip6-localhost ip6-loopback {name}\n"),
+            machine_id: id.iter().map(|byte| format!("{byte:02x}")).chain(["\n".to_owned()]).collect(),
         })
     }
 }
@@ -109,12 +130,32 @@ pub(super) fn identity(hostname: Option<String>) -> Result<(String, CString), Er
     Ok((id, hostname.ok_or(Error::Hostname)?))
 }
 
-/// Gives a restored guest random numbers of its own and the time.
-pub(super) fn renew(client: &Client) -> io::Result<()> {
+/// Gives a restored guest random numbers of its own and the time. One that had a root gets names too, and then what ran
+/// in it goes on.
+pub(super) fn renew(client: &Client, hostname: Option<&CString>) -> io::Result<()> {
     let mut seed = [0; 256];
-    if !crate::sys::random::fill(&mut seed) {
-        return Err(io::Error::other("the host has no random numbers"));
+    random(&mut seed)?;
+    let names = hostname.map(Names::of).transpose()?;
+    let files = names.iter().flat_map(|names| {
+        [
+            (c"/etc/hostname", names.line.as_bytes()),
+            (c"/etc/hosts", names.hosts.as_bytes()),
+            (c"/etc/machine-id", names.machine_id.as_bytes()),
+        ]
+    });
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
+    client.renew(protocol::Renewal {
+        time_ns: u64::try_from(now.as_nanos()).map_err(io::Error::other)?,
+        seed: &seed,
+        hostname: hostname.map(CString::as_c_str),
+        files: files.collect(),
+        thaw: hostname.is_some(),
+    })
+}
+
+fn random(bytes: &mut [u8]) -> io::Result<()> {
+    match crate::sys::random::fill(bytes) {
+        true => Ok(()),
+        false => Err(io::Error::other("the host has no random numbers")),
     }
-    client.reseed(&seed)?;
-    client.set_time(std::time::SystemTime::now())
 }

@@ -1,18 +1,18 @@
 //! Snapshots of running machines, and clones.
 //!
 //! A snapshot is held in this process: its memory in a file without a name, which all machines that start from it map
-//! copy-on-write, the rest beside it. Before it is taken the guest's processes are stopped; they go on afterwards, and
+//! copy-on-write, the rest beside it. It can be [saved](Snapshot::save) for others. Before it is taken the guest's processes are stopped; they go on afterwards, and
 //! in each clone as soon as that has random numbers of its own and the right time.
 
-use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::builder::InstanceBuilder;
 use super::start::{self, Running};
-use super::{Error, Instance, Timing};
+use super::{Error, Instance, Timing, saved};
 use crate::machine::snapshot::{self, SnapshotError};
-use crate::memory::GuestRam;
+use crate::memory::SavedRam;
 use crate::oci::ImageConfig;
 use crate::process::Defaults;
 use crate::virtio::fs::Forked;
@@ -30,28 +30,48 @@ use crate::virtio::fs::Forked;
 /// Memory that no machine has changed since is shared by all.
 #[derive(Clone)]
 pub struct Snapshot {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
-    memory: File,
-    bytes: u64,
-    state: Vec<u8>,
-    file_systems: Vec<(String, Option<Forked>)>,
-    defaults: Arc<Defaults>,
-    config: Option<ImageConfig>,
+pub(super) struct Inner {
+    pub(super) ram: SavedRam,
+    pub(super) state: Vec<u8>,
+    pub(super) file_systems: Vec<(String, Option<Forked>)>,
+    pub(super) defaults: Arc<Defaults>,
+    pub(super) config: Option<ImageConfig>,
 }
 
 impl std::fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Snapshot").field("memory_mb", &(self.inner.bytes >> 20)).finish_non_exhaustive()
+        f.debug_struct("Snapshot").field("memory_mb", &self.memory_mb()).finish_non_exhaustive()
     }
 }
 
 impl Snapshot {
     /// RAM of the machines that start from it, in MiB.
     pub fn memory_mb(&self) -> u64 {
-        self.inner.bytes >> 20
+        self.inner.ram.size() >> 20
+    }
+
+    /// Writes it into the directory `to`, which must not exist, so that other processes can start machines from it with
+    /// [`Snapshot::open`]. The directory has all that they need; layers of images are linked into it where the host's
+    /// file system allows. Only host directories that the machine mounts or runs from are not in it: they must be where
+    /// they were, and files in them that have changed read as `ESTALE` for programs that had them open.
+    ///
+    /// # Errors
+    /// [`Error::Snapshot`]: the host's error, `AlreadyExists` among them. Nothing is left behind then.
+    pub fn save(&self, to: impl AsRef<Path>) -> Result<(), Error> {
+        saved::save(self, to.as_ref()).map_err(Error::Snapshot)
+    }
+
+    /// Opens what [`Snapshot::save`] has written. The directory may be removed while machines run from it, but must not
+    /// be changed.
+    ///
+    /// # Errors
+    /// [`Error::Snapshot`] when it is not there, is damaged, was written by a version with other formats, or needs host
+    /// directories that are gone.
+    pub fn open(from: impl AsRef<Path>) -> Result<Self, Error> {
+        saved::open(from.as_ref()).map_err(Error::Snapshot)
     }
 
     /// Takes one of `instance`, whose processes are stopped.
@@ -59,17 +79,14 @@ impl Snapshot {
         let machine = &instance.machine;
         let frozen = machine.freeze().ok_or(SnapshotError::NotReady("it has ended"))?;
         let board = machine.board();
-        let bytes = board.ram().size();
-        let memory = GuestRam::file_without_name(bytes)
-            .map_err(|source| SnapshotError::Io { action: "make a file for the memory", source })?;
-        let state = snapshot::write(machine, &frozen, &memory)?;
+        let (state, ram) = snapshot::copy(machine, &frozen)?;
         let mut file_systems = Vec::new();
         for (tag, fs) in board.file_system_tags().iter().zip(board.file_systems()) {
             let forked = fs.fork().map_err(|_| SnapshotError::NotReady("a file system cannot be copied"))?;
             file_systems.push((tag.clone(), forked));
         }
         let (defaults, config) = (instance.defaults.clone(), instance.config.clone());
-        Ok(Self { inner: Arc::new(Inner { memory, bytes, state, file_systems, defaults, config }) })
+        Ok(Self { inner: Arc::new(Inner { ram, state, file_systems, defaults, config }) })
     }
 
     /// Starts a machine from it.
@@ -80,11 +97,7 @@ impl Snapshot {
         }
         let begin = Instant::now();
         let (id, hostname) = super::root::identity(builder.hostname.take())?;
-        let memory = self.inner.memory.try_clone();
-        let restored = memory
-            .map_err(|source| SnapshotError::Io { action: "open the memory", source })
-            .and_then(|memory| snapshot::reopen(&self.inner.state, memory, self.inner.bytes))
-            .map_err(Error::Snapshot)?;
+        let restored = snapshot::reopen(&self.inner.state, &self.inner.ram).map_err(Error::Snapshot)?;
         let tags = self.inner.file_systems.iter().map(|(tag, _)| tag.clone()).collect();
         let serve = |hosts: &[crate::virtio::fs::FsHost]| {
             for (host, (_, forked)) in hosts.iter().zip(&self.inner.file_systems) {
@@ -100,10 +113,7 @@ impl Snapshot {
         let client = running.client(Some(start::RETURN), lifetime)?;
         let Running { machine, .. } = running;
         start::tell_end(&machine, &client);
-        super::root::renew(&client)
-            .and_then(|()| client.set_hostname(&hostname.to_string_lossy()))
-            .and_then(|()| client.thaw())
-            .map_err(|e| start::fail(&machine, e, lifetime))?;
+        super::root::renew(&client, Some(&hostname)).map_err(|e| start::fail(&machine, e, lifetime))?;
         let mut defaults = (*self.inner.defaults).clone();
         builder.overrides.apply(&mut defaults);
         let timing = Timing { fetch: Default::default(), load, boot: started.elapsed(), restored: true };

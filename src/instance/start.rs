@@ -79,41 +79,58 @@ pub(super) fn start(mut builder: InstanceBuilder) -> Result<Instance, Error> {
     let mut plan = Plan { builder: &mut builder, kernel: &kernel, root: &root, memory, command_line };
     let key = plan.key();
     let restored = match &snapshots {
-        Some(store) => plan.try_restore(store, &key)?,
-        None => None,
+        Ok(store) => plan.try_restore(store, &key)?,
+        Err(reason) => Err((*reason).to_owned()),
     };
-    let was_restored = restored.is_some();
+    let booted = restored.as_ref().err().cloned();
     let (machine, client, load, started) = match restored {
-        Some(done) => done,
-        None => {
+        Ok(done) => done,
+        Err(reason) => {
+            tracing::debug!(reason, "the machine boots");
             let begin = Instant::now();
             let running = plan.boot()?;
             let started = Instant::now();
             let client = running.client(None, lifetime)?;
-            if let Some(store) = &snapshots {
+            if let Ok(store) = &snapshots {
                 leave(store, &key, &running.machine);
             }
             (running.machine, client, started - begin, started)
         }
     };
     tell_end(&machine, &client);
+    let was_restored = booted.is_none();
     root.enter(&client, was_restored).map_err(|e| fail(&machine, e, lifetime))?;
     let timing = Timing { fetch, load, boot: started.elapsed(), restored: was_restored };
     tracing::debug!(?timing, release = kernel.release, "machine started");
-    Ok(Instance::from_parts(machine, client, defaults, timing, lifetime, root.id, config))
+    let mut instance = Instance::from_parts(machine, client, defaults, timing, lifetime, root.id, config);
+    instance.booted = booted;
+    Ok(instance)
 }
 
-/// Where snapshots of boots are, if this machine may use them.
-fn snapshots(builder: &InstanceBuilder) -> Option<Store> {
-    let watched = builder.dmesg || builder.console.is_some();
-    if !builder.boot_snapshot || watched {
-        return None;
+/// Where snapshots of boots are, or why this machine does not use them.
+fn snapshots(builder: &InstanceBuilder) -> Result<Store, &'static str> {
+    if !builder.boot_snapshot {
+        return Err("snapshots of boots are turned off");
+    }
+    if builder.dmesg || builder.console.is_some() {
+        return Err("its boot is to be seen on the console");
     }
     if let Some(dir) = &builder.snapshot_dir {
-        return Some(Store::at(dir));
+        return Ok(Store::at(dir));
     }
-    let cache = builder.provider.cache_dir().or_else(cache_dir::of_user)?;
-    Some(Store::at(cache.join("snapshots")))
+    let cache = builder.provider.cache_dir().or_else(cache_dir::of_user);
+    Ok(Store::at(cache.ok_or("there is no cache directory")?.join("snapshots")))
+}
+
+/// Why a snapshot of a boot is of no use, with all causes.
+fn reason(e: &dyn std::error::Error) -> String {
+    let mut text = format!("the snapshot of an earlier boot cannot be used: {e}");
+    let mut next = e.source();
+    while let Some(cause) = next {
+        text += &format!(": {cause}");
+        next = cause.source();
+    }
+    text
 }
 
 /// Leaves a snapshot of the machine for later starts. It is of use to others only, so no failure is this machine's.
@@ -172,10 +189,17 @@ impl Plan<'_> {
             .build()
     }
 
-    /// The machine from its snapshot, with an agent that answers. `None` says that it has to boot; only the end of its
-    /// lifetime is an error.
-    fn try_restore(&mut self, store: &Store, key: &Key) -> Result<Option<Started>, Error> {
-        let Some(place) = store.find(key) else { return Ok(None) };
+    /// The machine from its snapshot, with an agent that answers, or why it has to boot; only the end of its lifetime is
+    /// an error.
+    fn try_restore(&mut self, store: &Store, key: &Key) -> Result<Result<Started, String>, Error> {
+        let Some(place) = store.find(key) else {
+            return Ok(Err(format!(
+                "no earlier boot of this kernel with {} MiB and {} file systems by this version is in {}",
+                self.memory >> 20,
+                self.root.tags().len(),
+                store.dir().display()
+            )));
+        };
         let begin = Instant::now();
         let attempt = snapshot::restore(&place, self.memory).and_then(|restored| {
             let verified = begin.elapsed();
@@ -188,21 +212,21 @@ impl Plan<'_> {
             Err(e) => {
                 tracing::warn!(error = &e as &dyn std::error::Error, "snapshot of the boot not used");
                 store.remove(key);
-                return Ok(None);
+                return Ok(Err(reason(&e)));
             }
         };
         let (load, started) = (begin.elapsed(), Instant::now());
         match running.client(Some(RETURN), self.builder.timeout) {
             Ok(client) => {
                 tracing::debug!(time = ?started.elapsed(), "agent is back");
-                Ok(Some((running.machine, client, load, started)))
+                Ok(Ok((running.machine, client, load, started)))
             }
             // Its time was over; a boot would take longer.
             Err(e @ Error::Timeout(_)) => Err(e),
             Err(e) => {
                 tracing::warn!(error = &e as &dyn std::error::Error, "restored machine does not answer");
                 store.remove(key);
-                Ok(None)
+                Ok(Err(reason(&e)))
             }
         }
     }

@@ -8,6 +8,8 @@
 
 mod code_pages;
 mod file;
+mod saved;
+mod used;
 
 use std::fs::File;
 use std::os::fd::FromRawFd;
@@ -17,6 +19,7 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 pub use code_pages::{CodePages, CodePagesSlice};
+pub use saved::SavedRam;
 
 /// First guest-physical address below 4 GiB that is never RAM.
 pub const MMIO_HOLE_START: u64 = 0xc000_0000;
@@ -53,6 +56,8 @@ pub struct GuestRam {
     file: Arc<File>,
     code: CodePages,
     bytes: u64,
+    /// What it started as; its own changes stay in the mapping then.
+    from: Option<SavedRam>,
 }
 
 impl GuestRam {
@@ -63,24 +68,12 @@ impl GuestRam {
         }
         let failed = |source| MemoryError::Map { bytes, source };
         let file = memfd(bytes).map_err(failed)?;
-        Self::map(bytes, file, libc::MAP_SHARED)
+        Self::map(bytes, Arc::new(file), None).map(Arc::new)
     }
 
-    /// Maps `file`, which holds `bytes` of RAM, copy-on-write: the guest's changes stay in this process, and what it
-    /// does not change is shared with everybody who maps the file. The file must stay as it is.
-    ///
-    /// # Errors
-    /// As [`GuestRam::new`]; [`MemoryError::Map`] for a file that is shorter.
-    pub fn copy_on_write(file: File, bytes: u64) -> Result<Arc<Self>, MemoryError> {
-        if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE) || bytes > 1 << 40 {
-            return Err(MemoryError::Size(bytes));
-        }
-        Self::map(bytes, file, libc::MAP_PRIVATE)
-    }
-
-    fn map(bytes: u64, file: File, sharing: libc::c_int) -> Result<Arc<Self>, MemoryError> {
+    fn map(bytes: u64, file: Arc<File>, from: Option<SavedRam>) -> Result<Self, MemoryError> {
         let failed = |source| MemoryError::Map { bytes, source };
-        let file = Arc::new(file);
+        let sharing = if from.is_some() { libc::MAP_PRIVATE } else { libc::MAP_SHARED };
         let code = CodePages::for_ram(bytes);
         let mut regions = Vec::new();
         for (start, offset, len) in layout(bytes) {
@@ -96,22 +89,14 @@ impl GuestRam {
             );
         }
         let memory = GuestMemory::from_regions(regions).map_err(|e| failed(std::io::Error::other(e)))?;
-        Ok(Arc::new(Self { memory, file, code, bytes }))
-    }
-
-    /// An empty file of `bytes` in memory that is gone with its last user, such as [`GuestRam::copy_on_write`] maps.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn file_without_name(bytes: u64) -> std::io::Result<File> {
-        memfd(bytes)
+        Ok(Self { memory, file, code, bytes, from })
     }
 
     /// vm-memory's view.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
     }
-    /// The file behind RAM; guest-physical order, without the hole.
+    /// The file behind RAM, or below all others that are; guest-physical order, without the hole.
     pub fn file(&self) -> &Arc<File> {
         &self.file
     }

@@ -167,6 +167,35 @@ pub struct ImageConfig {
 }
 
 impl ImageConfig {
+    /// As OCI's documents have it, for [`ImageConfig::parse`].
+    pub(crate) fn to_json(&self) -> String {
+        let none = serde_json::Map::new;
+        let ports = self.exposed_ports.iter().map(|port| (port.clone(), none().into())).collect();
+        let labels = self.labels.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
+        let run: [(&str, serde_json::Value); 8] = [
+            ("Env", self.env.clone().into()),
+            ("WorkingDir", self.working_dir.clone().into()),
+            ("Entrypoint", self.entrypoint.clone().into()),
+            ("Cmd", self.cmd.clone().into()),
+            ("User", self.user.clone().into()),
+            ("Labels", serde_json::Value::Object(labels)),
+            ("ExposedPorts", serde_json::Value::Object(ports)),
+            ("StopSignal", self.stop_signal.clone().into()),
+        ];
+        let run: serde_json::Map<String, serde_json::Value> =
+            run.into_iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.to_owned(), v)).collect();
+        let diff_ids: Vec<String> = self.diff_ids.iter().map(Digest::to_string).collect();
+        let mut all = none();
+        all.insert("os".into(), self.platform.os.clone().into());
+        all.insert("architecture".into(), self.platform.architecture.clone().into());
+        if let Some(variant) = &self.platform.variant {
+            all.insert("variant".into(), variant.as_str().into());
+        }
+        all.insert("config".into(), run.into());
+        all.insert("rootfs".into(), serde_json::json!({"type": "layers", "diff_ids": diff_ids}));
+        serde_json::Value::Object(all).to_string()
+    }
+
     /// Reads a configuration; `what` names it in errors.
     pub(crate) fn parse(bytes: &[u8], what: &str) -> Result<ImageConfig, Error> {
         let bad = |reason: String| Error::malformed(what, reason);

@@ -102,6 +102,19 @@ fn a_configuration_may_leave_out_almost_everything() {
 }
 
 #[test]
+fn a_configuration_is_written_as_it_is_read() {
+    let full = br#"{"architecture": "arm", "os": "linux", "variant": "v7", "config": {"Env": ["A=1", "B"],
+        "Entrypoint": ["/e", "x y"], "Cmd": ["c"], "User": "a:b", "WorkingDir": "/w", "StopSignal": "SIGINT",
+        "Labels": {"l": "v"}, "ExposedPorts": {"80/tcp": {}}}, "rootfs": {"type": "layers", "diff_ids":
+        ["sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]}}"#;
+    let least = br#"{"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}}"#;
+    for text in [&full[..], least] {
+        let config = ImageConfig::parse(text, "it").unwrap();
+        assert_eq!(ImageConfig::parse(config.to_json().as_bytes(), "it").unwrap(), config);
+    }
+}
+
+#[test]
 fn documents_are_of_one_kind() {
     let config = r#""config": {"mediaType": "x/y", "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "size": 0}"#;
     let kind = |text: String| match Document::parse(text.as_bytes(), "it") {

@@ -3,8 +3,11 @@
 //! * [`container`]: sections with kind, version and instance behind one checksum.
 //! * [`Machine`]: what the machine is, so that the state of another one is refused.
 //! * [`Vcpu`], [`Lapic`], [`IoApic`], [`Pic`], [`Pit`], [`Rtc`], [`Uart`], [`VirtioTransport`]: the
-//!   registers of one part each. They are no part's own types: a part may change without a word,
-//!   these change only with their version. `docs/snapshot-format.md` has the rules.
+//!   registers of one part each.
+//! * [`files`]: file systems, what a guest has open in them, and what its commands start with.
+//!
+//! They are no part's own types: a part may change without a word, these change only with their
+//! version. `docs/snapshot-format.md` has the rules.
 //!
 //! A value on its way in is *bytes* (damaged, torn, or made up), then *decoded* (its own type, within
 //! its caps, nothing believed), then *accepted* by the `TryFrom` of the part that takes it over, which
@@ -17,6 +20,7 @@
 mod chipset;
 pub mod container;
 mod error;
+pub mod files;
 mod machine;
 mod vcpu;
 mod virtio;
@@ -78,6 +82,13 @@ pub mod kind {
     /// [`VirtioTransport`](super::VirtioTransport); the instance is the slot.
     pub const VIRTIO_TRANSPORT: u16 = 9;
 
+    /// [`FileClient`](super::files::FileClient); the instance is the file system's number.
+    pub const FILE_CLIENT: u16 = 10;
+    /// [`FileSystem`](super::files::FileSystem); the instance is its number.
+    pub const FILE_SYSTEM: u16 = 11;
+    /// [`Guest`](super::files::Guest).
+    pub const GUEST: u16 = 12;
+
     /// What a message calls it.
     pub(super) fn name(kind: u16) -> &'static str {
         match kind {
@@ -90,6 +101,9 @@ pub mod kind {
             RTC => "real-time clock",
             UART => "serial port",
             VIRTIO_TRANSPORT => "virtio transport",
+            FILE_CLIENT => "client of a file system",
+            FILE_SYSTEM => "file system",
+            GUEST => "guest",
             _ => "unknown",
         }
     }

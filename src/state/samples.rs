@@ -222,3 +222,109 @@ pub(crate) fn virtio_transport() -> VirtioTransport {
         queues: vec![queue(0, 256), queue(1, 128), VirtioQueue { size: 16, ..VirtioQueue::default() }],
     }
 }
+
+pub(crate) fn file_client() -> files::FileClient {
+    files::FileClient {
+        tag: "cc-root".into(),
+        minor: 38,
+        shared: true,
+        nodes: vec![(2, 1), (17, 300)],
+        files: vec![(17, 0, 2)],
+        dirs: vec![(1, 0, 1)],
+    }
+}
+
+fn host_directory() -> files::HostDirectory {
+    files::HostDirectory {
+        path: b"/srv/\xffdata".to_vec(),
+        read_only: true,
+        owners: files::Owners::Recorded(1000, 100),
+        cache_ns: 1_000_000_000,
+        open: (4096, 128),
+        next: 9,
+        nodes: vec![files::HostNode {
+            number: 8,
+            parent: 1,
+            name: b"name".to_vec(),
+            inode: (8, 1, 123_456_789, (1_700_000_000, 5), 0o100_000),
+            lookups: 3,
+        }],
+        handles: vec![(4, 8, 0o2001)],
+        last_handle: 5,
+    }
+}
+
+pub(crate) fn file_systems() -> [files::FileSystem; 3] {
+    use files::{Below, BelowData, BelowDirectory, BelowFile, Body, Chunk, Name, Node, Upper, Xattrs};
+    let node = |number, mode, body| Node {
+        number,
+        mode,
+        uid: 1000,
+        gid: 100,
+        rdev: 0x501,
+        links: 2,
+        times: [(1_600_000_000, 1), (-2, 999_999_999), (1_700_000_000, 0)],
+        lookups: 7,
+        changed: true,
+        xattrs: Xattrs::Own(vec![(b"user.a".to_vec(), b"value".to_vec())]),
+        host: None,
+        body,
+    };
+    let directory = |below| Body::Directory {
+        parent: 1,
+        below,
+        positions: 4,
+        directories: 1,
+        next: 6,
+        names: vec![
+            Name { name: b"gone".to_vec(), node: None },
+            Name { name: b"new".to_vec(), node: Some((90, 0o100_000, 5)) },
+        ],
+    };
+    let file = |below| Body::File {
+        size: 70_000,
+        below: Some(BelowFile { file: below, len: 5000, blocks: 16 }),
+        chunks: vec![Chunk { index: 1, have: 3, hole: 0x8000, offset: 4096, len: 4464, crc: 0xdead_beef }],
+    };
+    let upper = |below, nodes| {
+        let limits = [64 << 30, 4 << 20, 1 << 30, 64 << 20];
+        files::FileSystem::Overlay(Upper {
+            below,
+            limits,
+            next: 100,
+            root_changed: (1_700_000_001, 2),
+            nodes,
+        })
+    };
+    let layers = upper(
+        Below::Layers(vec![1, 0]),
+        vec![
+            node(1, 0o040_755, directory(BelowDirectory::Layers(vec![(1, 0), (0, 3)]))),
+            Node { xattrs: Xattrs::Layer(1, 2), ..node(90, 0o100_644, file(BelowData::Layer(0, 2))) },
+            node(91, 0o120_777, Body::Symlink(b"target".to_vec())),
+            node(92, 0o020_600, Body::Special),
+        ],
+    );
+    let below = Node {
+        xattrs: Xattrs::Host,
+        host: Some((8, 123_456_789)),
+        ..node(90, 0o100_644, file(BelowData::Host(8, 123_456_789)))
+    };
+    let over = upper(
+        Below::Directory(host_directory()),
+        vec![node(1, 0o040_755, directory(BelowDirectory::Host(1, 2))), below],
+    );
+    [layers, over, files::FileSystem::Directory(host_directory())]
+}
+
+pub(crate) fn guest() -> files::Guest {
+    files::Guest {
+        env: vec![(b"PATH".to_vec(), b"/bin".to_vec()), (b"N".to_vec(), b"\xff".to_vec())],
+        current_dir: Some(b"/srv".to_vec()),
+        user: Some(b"app:staff".to_vec()),
+        ids: (Some(1000), None, Some(vec![1, 2])),
+        image_config: Some("{}".into()),
+        file_systems: 3,
+        layers: 2,
+    }
+}

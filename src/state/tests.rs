@@ -7,6 +7,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::container::{FORMAT, MAGIC, MAX_BYTES, MAX_SECTIONS, Reader, Writer};
+use super::files::{FileClient, FileSystem, Guest};
 use super::*;
 
 /// Where a section's header has what.
@@ -84,6 +85,9 @@ fn read_anything(bytes: &[u8]) -> Result<(), StateError> {
             reader.take::<Rtc>(instance).map(drop),
             reader.take::<Uart>(instance).map(drop),
             reader.take::<VirtioTransport>(instance).map(drop),
+            reader.take::<FileClient>(instance).map(drop),
+            reader.take::<FileSystem>(instance).map(drop),
+            reader.take::<Guest>(instance).map(drop),
         ];
         for result in results {
             match result {
@@ -130,10 +134,13 @@ fn kinds_are_told_apart() {
         (Rtc::KIND, Rtc::MAX_BYTES),
         (Uart::KIND, Uart::MAX_BYTES),
         (VirtioTransport::KIND, VirtioTransport::MAX_BYTES),
+        (Guest::KIND, Guest::MAX_BYTES),
+        (FileClient::KIND, FileClient::MAX_BYTES),
+        (FileSystem::KIND, FileSystem::MAX_BYTES),
     ];
     let numbers: std::collections::BTreeSet<u16> = kinds.iter().map(|(kind, _)| *kind).collect();
     assert_eq!(numbers.len(), kinds.len());
-    assert!(kinds.iter().all(|(kind, max)| kind::name(*kind) != "unknown" && *max <= 1 << 20));
+    assert!(kinds.iter().all(|(kind, max)| kind::name(*kind) != "unknown" && *max <= 48 << 20));
 }
 
 #[test]
@@ -363,14 +370,87 @@ fn with_a_newer_vcpu(mut bytes: Vec<u8>) -> Vec<u8> {
     seal(bytes)
 }
 
+/// What lies beside the state of a machine that is put away with its files.
+fn file_samples() -> Vec<u8> {
+    let mut writer = Writer::new();
+    for (n, file_system) in (0..).zip(samples::file_systems()) {
+        writer.put(n, &samples::file_client()).unwrap();
+        writer.put(n, &file_system).unwrap();
+    }
+    writer.put(0, &samples::guest()).unwrap();
+    writer.finish()
+}
+
+fn read_file_samples(bytes: &[u8]) -> Result<(), StateError> {
+    let mut reader = Reader::parse(bytes)?;
+    for (n, file_system) in (0..).zip(samples::file_systems()) {
+        assert_eq!(reader.take::<FileClient>(n)?, samples::file_client());
+        assert_eq!(reader.take::<FileSystem>(n)?, file_system);
+    }
+    assert_eq!(reader.take::<Guest>(0)?, samples::guest());
+    reader.finish()
+}
+
+#[test]
+fn the_golden_file_of_file_systems_is_read_and_would_be_written_the_same() {
+    let bytes = std::fs::read(golden("files-v1")).unwrap();
+    assert_eq!(read_file_samples(&bytes), Ok(()));
+    assert!(
+        bytes == file_samples(),
+        "the layout has changed: that needs a new version and a new golden file"
+    );
+}
+
+#[test]
+fn r5_7_a_flipped_byte_of_saved_file_systems_is_refused() {
+    let bytes = file_samples();
+    for at in 0..bytes.len() {
+        for change in [0x01, 0x80, 0xff] {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= change;
+            assert!(Reader::parse(&damaged).is_err(), "byte {at} ^ {change:#x}");
+        }
+    }
+    for len in 0..bytes.len() {
+        assert!(Reader::parse(&bytes[..len]).is_err(), "{len} bytes");
+    }
+}
+
+#[test]
+fn caps_of_file_systems_are_kept() {
+    let client = |change: &dyn Fn(&mut FileClient)| {
+        let mut client = samples::file_client();
+        change(&mut client);
+        Writer::new().put(0, &client)
+    };
+    assert_eq!(client(&|_| {}), Ok(()));
+    assert!(client(&|c| c.tag.clear()).is_err());
+    assert!(client(&|c| c.tag = "x".repeat(37)).is_err());
+    assert!(client(&|c| c.files[0].2 = u64::MAX).is_err());
+    assert!(client(&|c| c.dirs[0].2 = 1 << 21).is_err());
+    let guest = |change: &dyn Fn(&mut Guest)| {
+        let mut guest = samples::guest();
+        change(&mut guest);
+        Writer::new().put(0, &guest)
+    };
+    assert_eq!(guest(&|_| {}), Ok(()));
+    assert!(guest(&|g| g.file_systems = 65).is_err());
+    assert!(guest(&|g| g.layers = 4097).is_err());
+}
+
 /// Run it only for a file that is not there yet: the files stand for what is out in the world.
 #[test]
 #[ignore = "writes the golden files"]
 fn write_golden_files() {
-    for (name, bytes) in [("state-v1", samples()), ("state-v1-vcpu-v2", with_a_newer_vcpu(samples()))] {
-        let mut options = std::fs::OpenOptions::new();
-        let file = options.write(true).create_new(true).open(golden(name));
-        std::io::Write::write_all(&mut file.unwrap(), &bytes).unwrap();
+    let files = [
+        ("state-v1", samples()),
+        ("state-v1-vcpu-v2", with_a_newer_vcpu(samples())),
+        ("files-v1", file_samples()),
+    ];
+    for (name, bytes) in files {
+        if let Ok(mut file) = std::fs::File::create_new(golden(name)) {
+            std::io::Write::write_all(&mut file, &bytes).unwrap();
+        }
     }
 }
 
@@ -413,7 +493,7 @@ proptest! {
     /// and nothing else.
     #[test]
     fn sealed_garbage_never_panics(
-        kind in 0..11u16,
+        kind in 0..14u16,
         instance in 0..8u16,
         body in proptest::collection::vec(prop_oneof![any::<u8>(), 0..3u8], 0..900),
         cut in any::<Option<u16>>(),

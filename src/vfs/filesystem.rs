@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use super::saved::Saver;
 use super::{
     Attr, Caller, Entry, Errno, FileType, Handle, Name, NodeId, Opened, ReadSink, Result, Seek, SetAttr,
     StatFs, WriteSource,
 };
+use crate::state::files::FileSystem as Saved;
 
 /// One entry of a directory listing.
 #[derive(Clone, Copy, Debug)]
@@ -171,6 +173,23 @@ pub trait FileSystem: Send + Sync {
         kill_suidgid: bool,
     ) -> Result<usize>;
 
+    /// Writes at the end of the file, wherever that is now, for a handle opened with `APPEND`; the client takes it to be
+    /// at `offset`. To be overridden where others than this client write too.
+    ///
+    /// # Errors
+    /// As `write`.
+    fn append(
+        &self,
+        node: NodeId,
+        handle: Handle,
+        offset: u64,
+        size: u32,
+        source: &mut dyn WriteSource,
+        kill_suidgid: bool,
+    ) -> Result<usize> {
+        self.write(node, handle, offset, size, source, kill_suidgid)
+    }
+
     /// A descriptor of the open file was closed; reports errors of earlier writes.
     fn flush(&self, node: NodeId, handle: Handle) -> Result<()> {
         let _ = (node, handle);
@@ -274,5 +293,15 @@ pub trait FileSystem: Send + Sync {
     /// `EOPNOTSUPP` where there is no such thing.
     fn fork(&self) -> Result<Arc<dyn FileSystem>> {
         Err(Errno::EOPNOTSUPP)
+    }
+
+    /// Writes the file system down for a copy of the client that goes on later, as [`FileSystem::fork`] makes one for
+    /// now. The client stands still meanwhile.
+    ///
+    /// # Errors
+    /// The host's; `Unsupported` where there is no such thing.
+    fn save(&self, to: &mut Saver) -> std::io::Result<Saved> {
+        let _ = to;
+        Err(std::io::ErrorKind::Unsupported.into())
     }
 }

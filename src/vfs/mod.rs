@@ -18,6 +18,8 @@ mod io;
 pub mod layer;
 mod name;
 mod overlay;
+#[cfg(target_os = "linux")]
+pub mod saved;
 mod types;
 
 #[cfg(test)]

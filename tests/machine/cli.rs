@@ -218,7 +218,9 @@ fn it_tells_about_itself() {
     assert_eq!((report["ok"].as_bool(), report["version"].as_str()), (Some(true), Some(version)));
     assert!(report["probe"]["boot_ms"].as_u64().is_some_and(|ms| ms > 0), "{report}");
     let findings = report["findings"].as_array().unwrap();
-    assert!(findings.iter().any(|f| f["name"] == "probe machine" && f["ok"] == true), "{report}");
+    for name in ["probe machine", "boot snapshot"] {
+        assert!(findings.iter().any(|f| f["name"] == name && f["ok"] == true), "{name}: {report}");
+    }
 
     // Where there is no kernel to be had it says so.
     let mut lame = cc(&["doctor"]);

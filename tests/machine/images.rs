@@ -15,9 +15,9 @@ use crate::world::{self, SHOW_DATA, SMALL_DATA, client, debian, debian_machine, 
 const LISTER: &str = include_str!("../common/lister.py");
 
 /// What the machine has in places of its own: below the kernel's file systems and the agent's `/tmp` nothing is the
-/// image's, and on the three files the machine shows others.
+/// image's, and over four files the machine has its own.
 const NOT_THE_IMAGES: &[&str] =
-    &["/proc", "/sys", "/dev", "/tmp", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+    &["/proc", "/sys", "/dev", "/tmp", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/machine-id"];
 
 #[test]
 fn python_computes() {

@@ -15,6 +15,7 @@ mod kernels;
 mod lifetime;
 mod mounts;
 mod programs;
+mod saved;
 mod snapshots;
 mod support;
 mod terminal;

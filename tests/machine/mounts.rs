@@ -181,6 +181,35 @@ fn r3_4_both_sides_see_changes_at_once() {
 }
 
 #[test]
+fn r3_4_what_both_sides_append_is_all_there() {
+    let m = mounted();
+    let log = m.host.join("rw/log");
+    fs::write(&log, "first\n").unwrap();
+    // The guest has the file open all the time, and knows a length that is no longer right. A file that it makes
+    // itself is opened another way.
+    let script = "exec 3>>/mnt/rw/log 4>>/mnt/rw/made; touch /mnt/rw/ready; \
+        for n in 1 2 3 4 5; do read x < /tmp/turn; echo guest $n >&3; echo guest $n >&4; echo > /tmp/turn; done";
+    m.sh("mkfifo /tmp/turn");
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| m.sh(script));
+        m.sh("while [ ! -e /mnt/rw/ready ]; do sleep 0.01; done");
+        for n in 1..=5 {
+            for name in ["log", "made"] {
+                let mut file =
+                    fs::OpenOptions::new().append(true).open(m.host.join("rw").join(name)).unwrap();
+                std::io::Write::write_all(&mut file, format!("host {n}\n").as_bytes()).unwrap();
+            }
+            m.sh("echo > /tmp/turn; read x < /tmp/turn");
+        }
+        writer.join().unwrap();
+    });
+    let lines: String = (1..=5).map(|n| format!("host {n}\nguest {n}\n")).collect();
+    assert_eq!(m.read("rw/made"), lines);
+    assert_eq!(m.read("rw/log"), format!("first\n{lines}"));
+    assert_eq!(m.sh("cat /mnt/rw/log"), format!("first\n{lines}").trim());
+}
+
+#[test]
 fn mounts_come_and_go_in_the_guest() {
     let m = mounted();
     fs::write(m.host.join("rw/stays"), "there\n").unwrap();

@@ -215,3 +215,21 @@ fn r5_3_output_under_way_is_not_disturbed() {
     assert!(out.status.success() && out.stdout == wanted.as_bytes(), "{} bytes", out.stdout.len());
     assert_eq!(sh(&clones[0], "echo well"), "well");
 }
+
+/// Who wonders why a start takes long is told.
+#[test]
+fn a_boot_has_a_reason() {
+    let dir = scratch();
+    let start = || small().snapshot_dir(dir.path()).start().unwrap();
+    let reason = start().boot_reason().unwrap().to_owned();
+    assert!(reason.contains("160 MiB") && reason.contains(&dir.path().display().to_string()), "{reason}");
+    assert_eq!(start().boot_reason(), None);
+    let state = only(dir.path()).join("state");
+    let mut bytes = fs::read(&state).unwrap();
+    bytes[8] = 9;
+    fs::write(&state, bytes).unwrap();
+    let reason = start().boot_reason().unwrap().to_owned();
+    assert!(reason.contains("cannot be used") && reason.contains("has format 9"), "{reason}");
+    let off = small().boot_snapshot(false).start().unwrap();
+    assert!(off.boot_reason().unwrap().contains("turned off"));
+}

@@ -23,10 +23,21 @@ pub struct Root<'a> {
     pub hostname: &'a CStr,
     /// A directory to make if it is not there: where commands start.
     pub directory: Option<&'a CStr>,
-    /// Files that are seen instead of the root's own: absolute path and contents.
-    pub files: Vec<(&'a CStr, &'a [u8])>,
+    /// Files that are seen instead of the root's own.
+    pub files: Vec<File<'a>>,
     /// What is mounted in it, in order.
     pub mounts: Vec<Mount<'a>>,
+}
+
+/// A file that is seen instead of the root's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct File<'a> {
+    /// Absolute path.
+    pub path: &'a CStr,
+    /// What is in it.
+    pub contents: &'a [u8],
+    /// Whether it is left out where the root has none.
+    pub only_over: bool,
 }
 
 /// A file system to mount in the root.
@@ -49,10 +60,11 @@ impl<'a> Root<'a> {
             put_str(directory, out);
         }
         out.extend_from_slice(&(self.files.len() as u32).to_le_bytes());
-        for (path, contents) in &self.files {
-            put_str(path, out);
-            out.extend_from_slice(&(contents.len() as u32).to_le_bytes());
-            out.extend_from_slice(contents);
+        for file in &self.files {
+            out.push(u8::from(file.only_over));
+            put_str(file.path, out);
+            out.extend_from_slice(&(file.contents.len() as u32).to_le_bytes());
+            out.extend_from_slice(file.contents);
         }
         out.extend_from_slice(&(self.mounts.len() as u32).to_le_bytes());
         for mount in &self.mounts {
@@ -69,19 +81,18 @@ impl<'a> Root<'a> {
         }
         let (tag, hostname) = (r.string()?, r.string()?);
         let directory = if flags & 2 != 0 { Some(r.string()?) } else { None };
-        let files = r.list(9, |r| {
-            let path = r.string()?;
+        let flag = |r: &mut Reader<'a>| match r.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(Error::Malformed),
+        };
+        let files = r.list(10, |r| {
+            let (only_over, path) = (flag(r)?, r.string()?);
             let len = r.u32()? as usize;
-            Ok((path, r.bytes(len)?))
+            Ok(File { path, contents: r.bytes(len)?, only_over })
         })?;
-        let mounts = r.list(11, |r| {
-            let read_only = match r.u8()? {
-                0 => false,
-                1 => true,
-                _ => return Err(Error::Malformed),
-            };
-            Ok(Mount { read_only, tag: r.string()?, target: r.string()? })
-        })?;
+        let mounts =
+            r.list(11, |r| Ok(Mount { read_only: flag(r)?, tag: r.string()?, target: r.string()? }))?;
         if files.len() > MAX_FILES || mounts.len() > MAX_MOUNTS {
             return Err(Error::TooLong);
         }

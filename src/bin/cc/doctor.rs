@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use cc::{Instance, Source};
+use cc::{Instance, InstanceBuilder, Source};
 use serde_json::{Value, json};
 
 use super::CacheArgs;
@@ -23,6 +23,9 @@ pub(crate) fn doctor(as_json: bool, cache: &CacheArgs) -> Result<u8, Failure> {
     let (probe, figures) = probe(cache);
     let healthy = probe.ok;
     findings.push(probe);
+    if healthy {
+        findings.push(restore(cache));
+    }
     if as_json {
         let list: Vec<Value> =
             findings.iter().map(|f| json!({"name": f.name, "ok": f.ok, "text": f.text})).collect();
@@ -86,17 +89,45 @@ fn probe(cache: &CacheArgs) -> (Finding, Value) {
     }
 }
 
-fn try_probe(cache: &CacheArgs) -> Result<(String, Value), Box<dyn std::error::Error>> {
+/// Starts machines as callers do, by a snapshot of an earlier boot, and says why if that does not work.
+fn restore(cache: &CacheArgs) -> Finding {
+    const NAME: &str = "boot snapshot";
+    match try_restore(cache) {
+        Ok((ok, text)) => Finding { name: NAME, ok, text },
+        Err(e) => Finding { name: NAME, ok: false, text: exit::chain(&*e) },
+    }
+}
+
+fn try_restore(cache: &CacheArgs) -> Result<(bool, String), Box<dyn std::error::Error>> {
+    let first = builder(cache)?.start()?;
+    let Some(before) = first.boot_reason().map(str::to_owned) else {
+        let timing = first.timing();
+        return Ok((true, format!("used, {:.1?} to be ready", timing.load + timing.boot)));
+    };
+    // The boot should have left one.
+    let second = builder(cache)?.start()?;
+    let timing = second.timing();
+    Ok(match second.boot_reason() {
+        None => (true, format!("made now, since {before}; {:.1?} to be ready", timing.load + timing.boot)),
+        Some(after) => (false, format!("not used: {after}")),
+    })
+}
+
+fn builder(cache: &CacheArgs) -> Result<InstanceBuilder, cc::Error> {
     let source = match &cache.cache_dir {
         Some(dir) => Source::busybox_in(dir)?,
         None => Source::busybox()?,
     };
+    let builder = Instance::builder(source);
+    Ok(match &cache.cache_dir {
+        Some(dir) => builder.cache_dir(dir),
+        None => builder,
+    })
+}
+
+fn try_probe(cache: &CacheArgs) -> Result<(String, Value), Box<dyn std::error::Error>> {
     // What an earlier boot has left proves less.
-    let mut builder = Instance::builder(source).boot_snapshot(false);
-    if let Some(dir) = &cache.cache_dir {
-        builder = builder.cache_dir(dir);
-    }
-    let instance = builder.start()?;
+    let instance = builder(cache)?.boot_snapshot(false).start()?;
     let begin = Instant::now();
     let out = instance.command("uname").arg("-srm").output()?;
     let command = begin.elapsed();

@@ -7,6 +7,7 @@ mod exit;
 mod images;
 mod progress;
 mod run;
+mod snapshot;
 mod terminal;
 
 use std::path::PathBuf;
@@ -22,7 +23,7 @@ use self::exit::Failure;
 /// CPU.
 ///
 /// Exit status: that of the command; 128 + n if signal n ended it; 127 if it is not found, 126 if it cannot be run. 64
-/// for a wrong command line, 69 if the image cannot be had, 70 if the machine failed, 75 if --timeout was over.
+/// for a wrong command line, 69 if the image or snapshot cannot be had, 70 if the machine failed, 75 if --timeout was over.
 #[derive(Parser)]
 #[command(name = "cc", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Cli {
@@ -63,6 +64,11 @@ enum Command {
     Prune {
         #[command(flatten)]
         cache: CacheArgs,
+    },
+    /// Puts machines away and lists those that are.
+    Snapshot {
+        #[command(subcommand)]
+        action: snapshot::Action,
     },
     /// Tells what can run here and why, and boots a machine to prove it.
     Doctor {
@@ -124,6 +130,7 @@ fn main() -> ExitCode {
         Some(Command::Images { json, cache }) => images::list(json, &cache),
         Some(Command::Rmi { images, cache }) => images::remove(&images, &cache),
         Some(Command::Prune { cache }) => images::prune(&cache),
+        Some(Command::Snapshot { action }) => snapshot::snapshot(&action),
         Some(Command::Doctor { json, cache }) => doctor::doctor(json, &cache),
         Some(Command::Version) => {
             println!("cc {}", env!("CARGO_PKG_VERSION"));

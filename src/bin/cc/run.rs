@@ -1,5 +1,6 @@
 //! `cc run`: a machine for one command.
 
+use std::ffi::OsString;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -13,7 +14,7 @@ use signal_hook::iterator::Signals;
 
 use super::exit::{Failure, MACHINE, NOT_EXECUTABLE, NOT_FOUND, TIMEOUT, USAGE};
 use super::terminal::{self, Raw};
-use super::{RegistryArgs, images};
+use super::{CacheArgs, RegistryArgs, images, snapshot};
 
 /// The name of the built-in userland among images.
 const BUILT_IN: &str = "@busybox";
@@ -22,6 +23,9 @@ const BUILT_IN: &str = "@busybox";
 pub(crate) struct RunArgs {
     #[command(flatten)]
     registry: RegistryArgs,
+    /// Go on from this snapshot; what follows is the command
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["memory", "kernel", "mount", "platform", "pull"])]
+    snapshot: Option<String>,
     /// Memory in MiB
     #[arg(short, long, default_value_t = 512, value_name = "MIB")]
     memory: u64,
@@ -68,11 +72,11 @@ pub(crate) struct RunArgs {
     #[arg(short, long)]
     tty: bool,
     /// Image, a directory (with a / in its name), or @busybox for the built-in userland
-    #[arg(required = true)]
-    image: Option<String>,
+    #[arg(required_unless_present = "snapshot")]
+    image: Option<OsString>,
     /// Command and its arguments [default: the image's]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    command: Vec<std::ffi::OsString>,
+    command: Vec<OsString>,
 }
 
 #[derive(Clone, Copy, Default, ValueEnum)]
@@ -135,12 +139,38 @@ fn source(name: &str, registry: &RegistryArgs) -> Result<Source, Failure> {
     Ok(images::fetch(name, registry)?.into())
 }
 
+impl RunArgs {
+    pub(crate) fn cache(&self) -> &CacheArgs {
+        &self.registry.cache
+    }
+
+    /// The command's words: all that are no image.
+    fn words(&self) -> impl Iterator<Item = &OsString> {
+        let first = self.image.as_ref().filter(|_| self.snapshot.is_some());
+        first.into_iter().chain(&self.command)
+    }
+}
+
+/// Whether a command was given.
+pub(crate) fn has_command(args: &RunArgs) -> bool {
+    args.entrypoint.is_some() || args.words().next().is_some()
+}
+
 pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
+    command(&start(args)?, args)
+}
+
+/// Starts the machine that `args` say.
+pub(crate) fn start(args: &RunArgs) -> Result<Instance, Failure> {
     let usage = |text: String| Failure::new(USAGE, text);
     let mounts: Result<Vec<Mount>, String> =
         args.mount.iter().enumerate().map(|(n, m)| mount(m, n)).collect();
     let mounts = mounts.map_err(usage)?;
-    let source = source(args.image.as_deref().unwrap_or_default(), &args.registry)?;
+    let source = match (&args.snapshot, args.image.as_ref().map(|image| image.to_str())) {
+        (Some(name), _) => snapshot::open(name, args.cache())?.into(),
+        (None, Some(Some(image))) => source(image, &args.registry)?,
+        (None, _) => return Err(usage("the name of the image is not UTF-8".to_owned())),
+    };
 
     let mut builder = Instance::builder(source).memory_mb(args.memory).dmesg(args.dmesg);
     if args.no_boot_snapshot {
@@ -179,17 +209,20 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
             }
         }
     }
-    let instance = builder.start()?;
+    Ok(builder.start()?)
+}
 
+/// Runs the command that `args` say, or the image's.
+pub(crate) fn command(instance: &Instance, args: &RunArgs) -> Result<u8, Failure> {
     let mut command = match &args.entrypoint {
         Some(program) => instance.command(program),
-        None => instance.entrypoint_command(&args.command),
+        None => instance.entrypoint_command(args.words()),
     };
     if args.entrypoint.is_some() {
-        command.args(&args.command);
+        command.args(args.words());
     }
     let status = attend(&mut command, args);
-    finish(&instance, status, command.get_program().to_string_lossy().as_ref())
+    finish(instance, status, command.get_program().to_string_lossy().as_ref())
 }
 
 /// Runs the command with the caller's streams and signals.

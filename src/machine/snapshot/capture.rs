@@ -1,10 +1,9 @@
 //! Writing a machine that stands still.
 
-use std::fs::File;
-
 use super::store::Draft;
 use super::{CPU_MODEL, SnapshotError, memory};
-use crate::machine::{Frozen, Machine};
+use crate::machine::{Frozen, Machine, MachineError};
+use crate::memory::{GuestRam, SavedRam};
 use crate::state;
 use crate::state::container::Writer;
 use crate::sys::clock::wall_clock_ns;
@@ -16,16 +15,35 @@ use crate::sys::clock::wall_clock_ns;
 pub fn capture(machine: &Machine, draft: &Draft) -> Result<(), SnapshotError> {
     let frozen = machine.freeze().ok_or(SnapshotError::NotReady("it has ended"))?;
     let file = draft.create("memory")?;
-    let state = write(machine, &frozen, &file)?;
+    let mut out = state_of(machine, &frozen)?;
+    let map = memory::write(machine.board().ram(), &file).map_err(SnapshotError::io("write the memory"))?;
+    out.put(0, &map)?;
     drop(frozen);
-    draft.write("state", &state)
+    draft.write("state", &out.finish())
 }
 
-/// Writes the memory of `machine`, which stands still, into the empty `file`, and gives all else.
+/// Keeps `machine`, which stands still, in this process: its memory, and all else as `state` has it.
 ///
 /// # Errors
 /// As [`capture`].
-pub fn write(machine: &Machine, frozen: &Frozen<'_>, file: &File) -> Result<Vec<u8>, SnapshotError> {
+pub fn copy(machine: &Machine, frozen: &Frozen<'_>) -> Result<(Vec<u8>, SavedRam), SnapshotError> {
+    let out = state_of(machine, frozen)?;
+    let ram = machine.board().ram().save().map_err(SnapshotError::io("copy the memory"))?;
+    Ok((out.finish(), ram))
+}
+
+/// Writes what [`copy`] gave into `draft`; where memory has what goes to `out`.
+///
+/// # Errors
+/// As [`capture`].
+pub fn keep(state: &[u8], ram: &SavedRam, draft: &Draft, out: &mut Writer) -> Result<(), SnapshotError> {
+    let ram = GuestRam::start_from(ram).map_err(MachineError::from)?;
+    let map = memory::write(&ram, &draft.create("memory")?).map_err(SnapshotError::io("write the memory"))?;
+    out.put(0, &map)?;
+    draft.write("state", state)
+}
+
+fn state_of(machine: &Machine, frozen: &Frozen<'_>) -> Result<Writer, SnapshotError> {
     let board = machine.board();
     let vcpu = frozen.vcpu().ok_or(SnapshotError::NotReady("its processor has no state"))?;
     let mut out = Writer::new();
@@ -53,7 +71,5 @@ pub fn write(machine: &Machine, frozen: &Frozen<'_>, file: &File) -> Result<Vec<
     for (n, transport) in (0..).zip(&board.virtio) {
         out.put(n, &state::VirtioTransport::from(&transport.state()))?;
     }
-    let map = memory::write(board.ram(), file).map_err(SnapshotError::io("write the memory"))?;
-    out.put(0, &map)?;
-    Ok(out.finish())
+    Ok(out)
 }

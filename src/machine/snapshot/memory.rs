@@ -41,22 +41,36 @@ impl Saved for Memory {
     const MAX_BYTES: usize = 48 << 20;
 }
 
-/// Writes what is in `ram` into the empty `file`.
+/// Writes what is in `ram` into the empty `file`, as little as can be.
 pub(super) fn write(ram: &GuestRam, file: &File) -> io::Result<Memory> {
     file.set_len(ram.size())?;
     let mut extents = Vec::new();
     let mut chunk = vec![0u8; MAX_EXTENT as usize];
-    for (start, offset, len) in memory::layout(ram.size()) {
-        let mut at = 0;
-        while at < len {
-            let part = (len - at).min(MAX_EXTENT) as usize;
-            let Some(bytes) = chunk.get_mut(..part) else { break };
-            ram.memory().read_slice(bytes, GuestAddress(start + at)).map_err(io::Error::other)?;
-            write_chunk(bytes, offset + at, file, &mut extents)?;
-            at += part as u64;
-        }
+    for (start, offset, len) in pieces(ram) {
+        let Some(bytes) = chunk.get_mut(..len) else { break };
+        ram.memory().read_slice(bytes, start).map_err(io::Error::other)?;
+        write_chunk(bytes, offset, file, &mut extents)?;
     }
     Ok(Memory { extents })
+}
+
+/// The used parts of RAM as address, offset in the file and length, each no longer than an extent and within one chunk
+/// of that size.
+fn pieces(ram: &GuestRam) -> Vec<(GuestAddress, u64, usize)> {
+    let used = ram.used();
+    let mut pieces = Vec::with_capacity(used.len());
+    for (start, offset, len) in memory::layout(ram.size()) {
+        for range in &used {
+            let (mut at, end) = (range.start.max(offset), range.end.min(offset + len));
+            while at < end {
+                let next = (at / MAX_EXTENT + 1) * MAX_EXTENT;
+                let part = end.min(next) - at;
+                pieces.push((GuestAddress(start + (at - offset)), at, part as usize));
+                at += part;
+            }
+        }
+    }
+    pieces
 }
 
 /// Writes the runs of pages in `bytes` that are not zeros.

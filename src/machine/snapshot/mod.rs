@@ -19,9 +19,9 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use capture::{capture, write};
-pub use restore::{Restored, reopen, restore};
-pub use store::{Key, KeyBuilder, Place, Store};
+pub use capture::{capture, copy, keep};
+pub use restore::{Restored, check, reopen, restore};
+pub use store::{Draft, Key, KeyBuilder, Place, Store};
 
 use crate::state::StateError;
 
@@ -38,6 +38,9 @@ pub enum SnapshotError {
     /// The memory file is not what the state says.
     #[error("the saved memory is damaged: {0}")]
     Memory(&'static str),
+    /// The saved file systems cannot be taken up: a layer is damaged, a host directory is gone.
+    #[error("the machine's files cannot be had")]
+    Files(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// It is of another machine than the one wanted.
     #[error("the snapshot is of another machine: {0}")]
     Other(String),

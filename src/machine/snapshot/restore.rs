@@ -8,7 +8,7 @@ use super::{CPU_MODEL, SnapshotError, memory};
 use crate::arch::x86_64::VcpuState;
 use crate::chipset::irqchip::IrqChipState;
 use crate::machine::{Board, MachineError};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, SavedRam};
 use crate::state::container::Reader;
 use crate::state::{self, StateError};
 
@@ -36,27 +36,50 @@ struct Parts {
 /// # Errors
 /// [`SnapshotError`] for whatever is not as it was written.
 pub fn restore(place: &Place, memory: u64) -> Result<Restored, SnapshotError> {
-    let (restored, map) = open(&place.read("state")?, place.open("memory")?, memory)?;
-    memory::verify(restored.ram.file(), &map, memory)?;
+    let bytes = place.read("state")?;
+    let mut reader = Reader::parse(&bytes)?;
+    let map: memory::Memory = reader.take(0)?;
+    let ram = saved_ram(place.open("memory")?, memory)?;
+    let restored = open(reader, &ram)?;
+    memory::verify(ram.base(), &map, memory)?;
     Ok(restored)
 }
 
-/// As [`restore`], of what this process wrote with [`super::write`] and nobody else could change.
+/// As [`restore`], of what this process wrote with [`super::copy`] or has checked with [`check`].
 ///
 /// # Errors
 /// As [`restore`].
-pub fn reopen(state: &[u8], file: File, memory: u64) -> Result<Restored, SnapshotError> {
-    open(state, file, memory).map(|(restored, _)| restored)
+pub fn reopen(state: &[u8], ram: &SavedRam) -> Result<Restored, SnapshotError> {
+    open(Reader::parse(state)?, ram)
 }
 
-fn open(bytes: &[u8], file: File, memory: u64) -> Result<(Restored, memory::Memory), SnapshotError> {
-    let mut reader = Reader::parse(bytes)?;
+/// Opens what [`super::keep`] wrote in `place`, with the map of memory in `map`: the state and the memory. All bytes
+/// of the memory are checked, the state when it is used.
+///
+/// # Errors
+/// As [`restore`].
+pub fn check(place: &Place, map: &mut Reader<'_>) -> Result<(Vec<u8>, SavedRam), SnapshotError> {
+    let state = place.read("state")?;
+    let machine: state::Machine = Reader::parse(&state)?.take(0)?;
+    let ram = saved_ram(place.open("memory")?, machine.memory)?;
+    memory::verify(ram.base(), &map.take(0)?, machine.memory)?;
+    Ok((state, ram))
+}
+
+fn saved_ram(file: File, memory: u64) -> Result<SavedRam, SnapshotError> {
+    SavedRam::of_file(file, memory).map_err(|e| match e.kind() {
+        std::io::ErrorKind::InvalidData => SnapshotError::Memory("it has another size"),
+        _ => SnapshotError::Io { action: "read the saved memory", source: e },
+    })
+}
+
+fn open(mut reader: Reader<'_>, ram: &SavedRam) -> Result<Restored, SnapshotError> {
+    let memory = ram.size();
     let machine: state::Machine = reader.take(0)?;
     if machine.memory != memory || machine.cpus != 1 || machine.cpu_model != CPU_MODEL {
         let found = format!("{} bytes, {} × {}", machine.memory, machine.cpus, machine.cpu_model);
         return Err(SnapshotError::Other(found));
     }
-    let map: memory::Memory = reader.take(0)?;
     let pic = reader.take::<state::Pic>(0)?.try_into()?;
     let ioapic = reader.take::<state::IoApic>(0)?.try_into()?;
     let lapic: crate::chipset::lapic::LapicState = reader.take::<state::Lapic>(0)?.try_into()?;
@@ -81,12 +104,8 @@ fn open(bytes: &[u8], file: File, memory: u64) -> Result<(Restored, memory::Memo
         machine,
     };
     reader.finish()?;
-    // A shorter file would end the process at the first access beyond its end.
-    if file.metadata().map_err(SnapshotError::io("read the saved memory"))?.len() != memory {
-        return Err(SnapshotError::Memory("it has another size"));
-    }
-    let ram = GuestRam::copy_on_write(file, memory).map_err(MachineError::from)?;
-    Ok((Restored { ram, parts }, map))
+    let ram = GuestRam::start_from(ram).map_err(MachineError::from)?;
+    Ok(Restored { ram, parts })
 }
 
 impl Restored {

@@ -84,6 +84,11 @@ impl Store {
         Self { dir: dir.into() }
     }
 
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The snapshot of `key`, if there is one.
     pub fn find(&self, key: &Key) -> Option<Place> {
         let dir = self.dir.join(&key.0);
@@ -171,11 +176,25 @@ impl Store {
 }
 
 impl Place {
+    /// The snapshot in the directory `dir`, which may not be one.
+    pub fn at(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
+    }
+
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub(super) fn open(&self, name: &str) -> Result<File, SnapshotError> {
         File::open(self.dir.join(name)).map_err(SnapshotError::io("open the snapshot"))
     }
 
-    pub(super) fn read(&self, name: &str) -> Result<Vec<u8>, SnapshotError> {
+    /// Reads a file of it, at most 64 MiB.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`].
+    pub fn read(&self, name: &str) -> Result<Vec<u8>, SnapshotError> {
         let mut bytes = Vec::new();
         let file = self.open(name)?;
         file.take(MAX_STATE).read_to_end(&mut bytes).map_err(SnapshotError::io("read the snapshot"))?;
@@ -184,6 +203,34 @@ impl Place {
 }
 
 impl Draft {
+    /// A place to write a snapshot in that will be a directory in `parent`.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`].
+    pub fn in_directory(parent: &Path) -> Result<Self, SnapshotError> {
+        let failed = SnapshotError::io("make a directory for the snapshot");
+        fs::create_dir_all(parent).map_err(&failed)?;
+        let dir = tempfile::Builder::new().prefix(".draft-").tempdir_in(parent).map_err(&failed)?;
+        Ok(Self { dir })
+    }
+
+    /// Where it is written.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Makes it the directory `to`, beside it, which must not be there.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`].
+    pub fn publish_at(self, to: &Path) -> Result<(), SnapshotError> {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        let failed = SnapshotError::io("publish the snapshot");
+        sync_dir(self.dir.path()).map_err(&failed)?;
+        renameat_with(CWD, self.dir.path(), CWD, to, RenameFlags::NOREPLACE).map_err(|e| failed(e.into()))?;
+        let _ = self.dir.keep();
+        to.parent().map_or(Ok(()), sync_dir_entry).map_err(failed)
+    }
     pub(super) fn create(&self, name: &str) -> Result<File, SnapshotError> {
         let path = self.dir.path().join(name);
         OpenOptions::new()
@@ -194,7 +241,11 @@ impl Draft {
             .map_err(SnapshotError::io("make a file of the snapshot"))
     }
 
-    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), SnapshotError> {
+    /// Writes a file of it.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`].
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), SnapshotError> {
         let mut file = self.create(name)?;
         file.write_all(bytes).map_err(SnapshotError::io("write the state"))
     }
@@ -208,5 +259,10 @@ fn sync_dir(dir: &Path) -> std::io::Result<()> {
             File::open(entry.path())?.sync_all()?;
         }
     }
+    sync_dir_entry(dir)
+}
+
+/// Brings the names in `dir` to disk.
+fn sync_dir_entry(dir: &Path) -> std::io::Result<()> {
     File::open(dir)?.sync_all()
 }

@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::memory::{Extent, Memory, verify, write};
 use super::*;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, SavedRam};
 
 const SIZE: u64 = 8 << 20;
 
@@ -34,7 +34,7 @@ fn zeros_are_left_out_and_the_rest_comes_back() {
     assert_eq!(ranges.iter().map(|r| r.1).sum::<u64>(), 8);
     assert_eq!(ranges.iter().map(|r| r.0).collect::<Vec<_>>(), wanted.map(|w| w.0));
     verify(&file, &map, SIZE).unwrap();
-    let ram = GuestRam::copy_on_write(file.try_clone().unwrap(), SIZE).unwrap();
+    let ram = GuestRam::start_from(&SavedRam::of_file(file.try_clone().unwrap(), SIZE).unwrap()).unwrap();
     let mut text = [0; 18];
     ram.memory().read_slice(&mut text, GuestAddress(1500 * 4096 + 4078)).unwrap();
     assert_eq!(&text, b"one byte of a page");

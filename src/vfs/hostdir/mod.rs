@@ -13,6 +13,7 @@ mod list;
 mod nodes;
 mod ops;
 mod owner;
+mod saved;
 #[cfg(test)]
 mod tests;
 mod xattrs;
@@ -21,7 +22,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -91,6 +92,8 @@ impl Default for HostDirOptions {
 /// A host directory as a file system. See the module's description in [`vfs`](super).
 #[derive(Debug)]
 pub struct HostDir {
+    /// Where it is, for copies of the client in other processes.
+    path: PathBuf,
     root: Arc<OwnedFd>,
     root_dev: u64,
     options: HostDirOptions,
@@ -140,6 +143,7 @@ impl HostDir {
         let root = fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let status = fs::statx(&root, "", AtFlags::EMPTY_PATH, BASIC)?;
         Ok(HostDir {
+            path: std::path::absolute(path)?,
             root: Arc::new(root),
             root_dev: device(status.stx_dev_major, status.stx_dev_minor),
             options,
@@ -157,6 +161,7 @@ impl HostDir {
         let nodes = lock(&self.nodes);
         let open = lock(&self.open).clone();
         HostDir {
+            path: self.path.clone(),
             root: self.root.clone(),
             root_dev: self.root_dev,
             options: self.options,
@@ -253,7 +258,7 @@ impl HostDir {
     }
 
     /// Opens again what an `O_PATH` descriptor refers to.
-    fn reopen(&self, fd: &OwnedFd, flags: OFlags) -> Result<File> {
+    fn reopen(&self, fd: &impl AsRawFd, flags: OFlags) -> Result<File> {
         let path = proc_path(fd);
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
         self.quietly(flags, |flags| fs::open(path.as_str(), flags, Mode::empty())).map(File::from)
@@ -289,7 +294,7 @@ impl HostDir {
     pub(in crate::vfs) fn open_to_read(&self, node: NodeId) -> Result<File> {
         let fd = self.fd(node)?;
         match FileType::from_mode(u32::from(stat(&*fd)?.stx_mode)) {
-            Some(FileType::File) => self.reopen(&fd, OFlags::RDONLY),
+            Some(FileType::File) => self.reopen(&*fd, OFlags::RDONLY),
             _ => Err(Errno::EINVAL),
         }
     }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use rustix::fs::Statx;
 
-use crate::vfs::{Errno, NodeId, Result, mode};
+use crate::state::files::HostNode;
+use crate::vfs::{Errno, Name, NodeId, Result, mode};
 
 /// What inode a node is. The time of birth tells apart inodes that had one number after each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +66,76 @@ impl Nodes {
             cache_size,
             clock: 0,
         }
+    }
+
+    /// The number of the next node, and every node but the root.
+    pub(super) fn saved(&self) -> (u64, Vec<HostNode>) {
+        let mut nodes: Vec<HostNode> = self
+            .nodes
+            .iter()
+            .filter(|&(&number, _)| number != NodeId::ROOT.0)
+            .map(|(&number, node)| HostNode {
+                number,
+                parent: node.parent,
+                name: node.name.to_vec(),
+                inode: (node.key.dev.0, node.key.dev.1, node.key.ino, node.key.birth, node.key.kind),
+                lookups: node.lookups,
+            })
+            .collect();
+        nodes.sort_unstable_by_key(|node| node.number);
+        (self.next, nodes)
+    }
+
+    /// Takes saved nodes over, besides the root; false when they cannot be.
+    pub(super) fn load(&mut self, next: u64, saved: &[HostNode]) -> bool {
+        for node in saved {
+            let (major, minor, ino, birth, kind) = node.inode;
+            let key = Key { dev: (major, minor), ino, birth, kind };
+            let new = Node {
+                key,
+                parent: node.parent,
+                name: node.name.as_slice().into(),
+                lookups: node.lookups,
+                children: 0,
+                pinned: None,
+            };
+            let fits = node.number > NodeId::ROOT.0 && node.number < next && Name::new(&node.name).is_ok();
+            if !fits || self.nodes.insert(node.number, new).is_some() {
+                return false;
+            }
+            // Two that are one inode now were two nodes then; the later stays reachable by its number alone.
+            self.by_key.entry(key).or_insert(node.number);
+        }
+        for node in saved {
+            match self.nodes.get_mut(&node.parent) {
+                Some(parent) if node.parent != node.number => parent.children += 1,
+                _ => return false,
+            }
+        }
+        self.next = next;
+        true
+    }
+
+    /// Takes all lookup counts away but keeps the nodes, until [`Nodes::settle`].
+    pub(super) fn forget_all(&mut self) {
+        self.nodes.iter_mut().filter(|&(&id, _)| id != NodeId::ROOT.0).for_each(|(_, node)| node.lookups = 0);
+    }
+
+    /// One more lookup of a node; false if there is none.
+    pub(super) fn look_up_again(&mut self, id: u64) -> bool {
+        self.nodes.get_mut(&id).map(|node| node.lookups += 1).is_some()
+    }
+
+    /// Drops what nobody has looked up again.
+    pub(super) fn settle(&mut self) -> Dropped {
+        let mut dropped = Vec::new();
+        let all: Vec<u64> = self.nodes.keys().copied().collect();
+        for id in all {
+            if let Some((_, parent)) = self.remove_unused(id, &mut dropped) {
+                self.leave(parent, &mut dropped);
+            }
+        }
+        dropped
     }
 
     /// A descriptor that is at hand.
@@ -208,7 +279,9 @@ impl Nodes {
         let node = self.nodes.remove(&id)?;
         dropped.extend(self.cache.remove(&id).map(|(fd, _)| fd));
         dropped.extend(node.pinned);
-        self.by_key.remove(&node.key);
+        if self.by_key.get(&node.key) == Some(&id) {
+            self.by_key.remove(&node.key);
+        }
         Some((node.key, node.parent))
     }
 
@@ -226,6 +299,11 @@ impl Nodes {
             self.place(id, parent, name, &mut dropped);
         }
         dropped
+    }
+
+    /// The node with this key.
+    pub(super) fn number(&self, key: Key) -> Option<u64> {
+        self.by_key.get(&key).copied()
     }
 
     pub(super) fn parent(&self, id: u64) -> Result<u64> {

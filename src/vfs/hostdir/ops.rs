@@ -9,6 +9,8 @@ use rustix::process::getegid;
 
 use super::nodes::Key;
 use super::{HostDir, Ownership, errno, lock, proc_path, stat};
+use crate::state::files::FileSystem as Saved;
+use crate::vfs::saved::Saver;
 use crate::vfs::{
     Attr, Caller, DirSink, Entry, Errno, FileSystem, Handle, NAME_MAX, Name, NodeId, Opened, ReadSink,
     Result, Seek, SetAttr, SetTime, StatFs, WriteSource, falloc, mode, open, rename,
@@ -170,7 +172,7 @@ impl FileSystem for HostDir {
             let opened = handle.and_then(|h| self.handle(h).ok());
             match opened.map(|file| self.resize(&file, size, set.kill_suidgid)) {
                 Some(Ok(())) => {}
-                _ => self.resize(&self.reopen(&fd, OFlags::WRONLY)?, size, set.kill_suidgid)?,
+                _ => self.resize(&self.reopen(&*fd, OFlags::WRONLY)?, size, set.kill_suidgid)?,
             }
         }
         if set.uid.is_some() || set.gid.is_some() {
@@ -319,10 +321,11 @@ impl FileSystem for HostDir {
         if lock(&self.open).handles.len() >= self.options.max_open {
             return Err(Errno::ENFILE);
         }
-        let file = self.reopen(&fd, access)?;
+        let append = if flags & open::APPEND != 0 { OFlags::APPEND } else { OFlags::empty() };
+        let file = self.reopen(&*fd, access | append)?;
         if flags & open::TRUNC != 0 {
             if access == OFlags::RDONLY {
-                self.resize(&self.reopen(&fd, OFlags::WRONLY)?, 0, kill_suidgid)?;
+                self.resize(&self.reopen(&*fd, OFlags::WRONLY)?, 0, kill_suidgid)?;
             } else {
                 self.resize(&file, 0, kill_suidgid)?;
             }
@@ -410,8 +413,35 @@ impl FileSystem for HostDir {
         self.writable()?;
         check_offset(offset)?;
         check_offset(offset + u64::from(size)).map_err(|_| Errno::EFBIG)?;
-        let file = self.file(handle)?;
+        let mut file = self.file(handle)?;
+        if fs::fcntl_getfl(&*file).map_err(errno)?.contains(OFlags::APPEND) {
+            file = Arc::new(self.reopen(&*file, OFlags::WRONLY)?);
+        }
         let n = source.file(&file, offset, size as usize)?;
+        if kill_suidgid {
+            self.kill_set_id(&*file)?;
+        }
+        Ok(n)
+    }
+
+    fn append(
+        &self,
+        _: NodeId,
+        handle: Handle,
+        _: u64,
+        size: u32,
+        source: &mut dyn WriteSource,
+        kill_suidgid: bool,
+    ) -> Result<usize> {
+        self.writable()?;
+        let file = self.file(handle)?;
+        let flags = fs::fcntl_getfl(&*file).map_err(errno)?;
+        if !flags.contains(OFlags::APPEND) {
+            // It was made by this handle, or its client has turned appending on since.
+            fs::fcntl_setfl(&*file, flags | OFlags::APPEND).map_err(errno)?;
+        }
+        // The host's kernel finds the end, so nothing that others append meanwhile is overwritten.
+        let n = source.file(&file, 0, size as usize)?;
         if kill_suidgid {
             self.kill_set_id(&*file)?;
         }
@@ -420,6 +450,10 @@ impl FileSystem for HostDir {
 
     fn fork(&self) -> Result<Arc<dyn FileSystem>> {
         Ok(Arc::new(self.duplicate()))
+    }
+
+    fn save(&self, _: &mut Saver) -> std::io::Result<Saved> {
+        Ok(Saved::Directory(self.saved()))
     }
 
     fn fsync(&self, node: NodeId, handle: Handle, datasync: bool) -> Result<()> {
@@ -441,7 +475,7 @@ impl FileSystem for HostDir {
         if u32::from(stat(&*fd)?.stx_mode) & mode::FMT != mode::DIR {
             return Err(Errno::ENOTDIR);
         }
-        let dir = self.reopen(&fd, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let dir = self.reopen(&*fd, OFlags::RDONLY | OFlags::DIRECTORY)?;
         Ok(Opened { handle: self.add_handle(dir)?, keep_cache: false })
     }
 

@@ -198,6 +198,32 @@ fn open_and_unlink_cycles_hold_no_descriptors() {
 }
 
 #[test]
+fn appending_goes_to_the_end_that_the_host_knows() {
+    let (dir, fs) = served(HostDirOptions::default());
+    let name = Name::new(b"log").expect("name");
+    let flags = open::WRONLY | open::APPEND;
+    let (entry, made) = fs.create(&ROOT, NodeId::ROOT, name, 0o600, flags).expect("create");
+    let opened = fs.open(&ROOT, entry.node, flags, false).expect("open");
+    let append = |handle, text: &str| {
+        let n = text.len() as u32;
+        assert_eq!(fs.append(entry.node, handle, 0, n, &mut text.as_bytes(), false), Ok(n as usize));
+    };
+    append(made.handle, "one ");
+    std::fs::OpenOptions::new()
+        .append(true)
+        .open(dir.path().join("log"))
+        .and_then(|mut file| std::io::Write::write_all(&mut file, b"host "))
+        .expect("append");
+    append(opened.handle, "two ");
+    append(made.handle, "three");
+    // Pages that were mapped come back by the same handles, to where they are.
+    for (handle, at) in [(made.handle, 0), (opened.handle, 4)] {
+        assert_eq!(fs.write(entry.node, handle, at, 1, &mut &b"X"[..], false), Ok(1));
+    }
+    assert_eq!(std::fs::read(dir.path().join("log")).expect("read"), b"Xne Xost two three");
+}
+
+#[test]
 fn a_fork_has_the_same_nodes_and_handles_and_then_its_own() {
     let (dir, fs) = served(HostDirOptions { cached_fds: 1, ..HostDirOptions::default() });
     let name = |text: &'static str| Name::new(text.as_bytes()).expect("name");

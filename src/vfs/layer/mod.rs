@@ -57,6 +57,16 @@ impl Layer {
         &self.index
     }
 
+    /// The tar.
+    pub(crate) fn tar(&self) -> &File {
+        &self.tar
+    }
+
+    /// Whether both are the same open layer.
+    pub(crate) fn is(&self, other: &Layer) -> bool {
+        Arc::ptr_eq(&self.tar, &other.tar)
+    }
+
     /// Reads file data of a regular file; the range is cut to the file. Gives the number of bytes.
     pub(crate) fn read(&self, inode: u32, offset: u64, len: usize, sink: &mut dyn ReadSink) -> Result<usize> {
         let node = self.index.inode(inode);

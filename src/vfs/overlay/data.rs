@@ -6,6 +6,7 @@
 //!
 //! A clone shares all bytes. The first change of either copies the map of chunks, and the chunks it changes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::chunk::{Chunk, Own};
@@ -92,6 +93,25 @@ impl Data {
 
     pub(super) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// What shows where nothing was written.
+    pub(super) fn lower(&self) -> Option<&Lower> {
+        self.lower.as_ref()
+    }
+
+    /// What was written, by chunk.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = (u64, &Chunk)> {
+        self.chunks.iter().map(|(&index, chunk)| (index, chunk))
+    }
+
+    /// Of what was saved; `None` when a chunk is there twice or the file is too large.
+    pub(super) fn load(size: u64, lower: Option<Lower>, saved: Vec<(u64, Chunk)>) -> Option<Data> {
+        let pages = saved.iter().map(|(_, chunk)| u64::from(chunk.have.count_ones())).sum();
+        let wanted = saved.len();
+        let chunks: BTreeMap<u64, Chunk> = saved.into_iter().collect();
+        let fits = chunks.len() == wanted && size <= MAX_SIZE && lower.as_ref().is_none_or(|l| l.len <= size);
+        fits.then(|| Data { size, pages, lower, chunks: chunks.into() })
     }
 
     /// Units of 512 bytes taken, those of the layer that show included.

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use super::below::Each;
 use super::node::XattrMap;
+use crate::state::files::HostDirectory;
 use crate::vfs::io::ReadSink;
+use crate::vfs::saved::LoadError;
 use crate::vfs::{Attr, Caller, Errno, FileSystem, HostDir, HostDirOptions, Name, NodeId, Result};
 
 /// Descriptors for reading content that are kept open.
@@ -56,6 +58,27 @@ impl Directory {
     pub(super) fn root(&self) -> Arc<HostNode> {
         let shown = self.host.dir.getattr(NodeId::ROOT, None).map_or(NodeId::ROOT.0, |attr| show(attr.ino));
         Arc::new(HostNode { host: self.host.clone(), id: NodeId::ROOT, shown })
+    }
+
+    pub(super) fn save(&self) -> HostDirectory {
+        self.host.dir.saved()
+    }
+
+    pub(super) fn load(saved: &HostDirectory) -> std::result::Result<Directory, LoadError> {
+        let dir = HostDir::load(saved)?;
+        dir.forget_all();
+        Ok(Directory { host: Arc::new(Host { dir, files: Mutex::default() }) })
+    }
+
+    /// A node of a directory that was loaded, shown with this inode number. Takes one more lookup of it.
+    pub(super) fn node(&self, number: u64, shown: u64) -> Option<Arc<HostNode>> {
+        let id = NodeId(number);
+        self.host.dir.look_up_again(id).then(|| Arc::new(HostNode { host: self.host.clone(), id, shown }))
+    }
+
+    /// After loading: gives back the lookups that the saved nodes held.
+    pub(super) fn settle(&self) {
+        self.host.dir.settle();
     }
 
     /// How long clients may trust names and attributes.

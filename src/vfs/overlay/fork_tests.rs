@@ -12,7 +12,7 @@ use crate::vfs::{
 };
 
 /// Everything about a tree: attributes with times and inode numbers, cookies, content, holes, extended attributes.
-fn state(fs: &dyn FileSystem) -> Vec<String> {
+pub(super) fn state(fs: &dyn FileSystem) -> Vec<String> {
     let mut lines = vec![format!("{:?}", fs.statfs(NodeId::ROOT))];
     let paths = Paths(fs);
     let mut todo = vec![String::new()];
@@ -50,7 +50,7 @@ fn state(fs: &dyn FileSystem) -> Vec<String> {
     lines
 }
 
-fn copy(dir: &Path) -> tempfile::TempDir {
+pub(super) fn copy(dir: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().expect("dir");
     let mut cp = Command::new("cp");
     cp.args(["-a", "--sparse=always"]).arg(dir.join(".")).arg(copy.path());
@@ -69,10 +69,10 @@ fn layer_of(dir: &Path) -> Layer {
 }
 
 /// What may be below the upper.
-const KINDS: [&str; 3] = ["memory", "layers", "directory"];
+pub(super) const KINDS: [&str; 3] = ["memory", "layers", "directory"];
 
 /// An overlay with random changes in its upper, the host's directory with the same tree, and what must outlive them.
-fn changed(
+pub(super) fn changed(
     kind: &str,
     seed: u64,
     steps: usize,

@@ -38,6 +38,9 @@ mod make;
 mod node;
 mod ops;
 mod rename;
+mod saved;
+#[cfg(all(test, target_os = "linux"))]
+mod saved_tests;
 mod shared;
 mod source;
 mod spill;

@@ -155,6 +155,28 @@ impl Dir {
         }
     }
 
+    /// The position of the next new name.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Takes saved names over; false if one is there twice.
+    pub(super) fn load(&mut self, saved: Vec<(Vec<u8>, Change)>, next: u64) -> bool {
+        let mut names = Names::default();
+        for (name, change) in saved {
+            let name: Arc<[u8]> = name.into();
+            if let Change::Node { position, .. } = change {
+                names.order.insert(position, name.clone());
+            }
+            if names.all.insert(name, change).is_some() {
+                return false;
+            }
+        }
+        self.names = Arc::new(names);
+        self.next = next;
+        true
+    }
+
     #[cfg(test)]
     pub(super) fn start_at(&mut self, position: u64) {
         self.next = position;

@@ -1,5 +1,6 @@
 //! The operations of the overlay.
 
+use std::io;
 use std::sync::{Arc, PoisonError, RwLockReadGuard, RwLockWriteGuard};
 
 use super::below::LowerDir;
@@ -7,6 +8,8 @@ use super::data::{Data, MAX_SIZE, PAGE};
 use super::node::{Body, Dir, MAX_NLINK, Node, Xattrs};
 use super::tree::Tree;
 use super::{Overlay, acl};
+use crate::state::files::FileSystem as Saved;
+use crate::vfs::saved::Saver;
 use crate::vfs::{
     Attr, Caller, DirSink, Entry, Errno, FileSystem, FileType, Handle, NAME_MAX, Name, NodeId, Opened,
     ReadSink, Result, Seek, SetAttr, SetTime, StatFs, Time, WriteSource, falloc, mode, open,
@@ -364,6 +367,10 @@ impl FileSystem for Overlay {
 
     fn fork(&self) -> Result<Arc<dyn FileSystem>> {
         Ok(Arc::new(self.duplicate()))
+    }
+
+    fn save(&self, to: &mut Saver) -> io::Result<Saved> {
+        self.save_to(to).map(Saved::Overlay)
     }
 
     fn fsync(&self, node: NodeId, _: Handle, _: bool) -> Result<()> {

@@ -78,6 +78,26 @@ impl Tree {
         Ok(tree)
     }
 
+    /// Of nodes that were saved. `ttl` is how long clients may trust what they have seen, where that is not for ever.
+    pub(super) fn of_saved(
+        nodes: HashMap<u64, Node>,
+        next: u64,
+        ttl: Option<Duration>,
+        root_ctime: Time,
+    ) -> Tree {
+        Tree { nodes, next, ttl: ttl.unwrap_or(TTL), root_ctime }
+    }
+
+    /// The number of the next new node.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// When the root was last changed before anybody could.
+    pub(super) fn root_ctime(&self) -> Time {
+        self.root_ctime
+    }
+
     /// Every node, with its number.
     pub(super) fn nodes(&self) -> impl Iterator<Item = (u64, &Node)> {
         self.nodes.iter().map(|(&ino, node)| (ino, node))

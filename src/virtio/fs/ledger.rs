@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use crate::state::files::FileClient;
 use crate::vfs::{FileSystem, Handle, NodeId};
 
 /// What the client has and has not given back.
@@ -55,6 +56,30 @@ impl Ledger {
             table.remove(&(node, handle.0));
         }
         true
+    }
+
+    /// All of it, for a client that goes on later.
+    pub(super) fn save(&self) -> FileClient {
+        let open = |table: &HashMap<(NodeId, u64), u64>| {
+            let mut open: Vec<_> = table.iter().map(|(&(node, handle), &n)| (node.0, handle, n)).collect();
+            open.sort_unstable();
+            open
+        };
+        let mut nodes: Vec<_> = self.nodes.iter().map(|(node, &count)| (node.0, count)).collect();
+        nodes.sort_unstable();
+        FileClient { nodes, files: open(&self.files), dirs: open(&self.dirs), ..FileClient::default() }
+    }
+
+    /// What was saved.
+    pub(super) fn load(saved: &FileClient) -> Self {
+        let open = |list: &[(u64, u64, u64)]| {
+            list.iter().filter(|e| e.2 > 0).map(|&(node, handle, n)| ((NodeId(node), handle), n)).collect()
+        };
+        Self {
+            nodes: saved.nodes.iter().filter(|e| e.1 > 0).map(|&(node, n)| (NodeId(node), n)).collect(),
+            files: open(&saved.files),
+            dirs: open(&saved.dirs),
+        }
     }
 
     /// Gives everything back to `fs`.

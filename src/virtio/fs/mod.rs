@@ -16,6 +16,7 @@
 mod buffers;
 mod ledger;
 mod listing;
+mod saved;
 mod session;
 mod spec;
 #[cfg(test)]

@@ -15,7 +15,9 @@ use super::listing::Listing;
 use super::spec::*;
 use super::wire::{Args, Body, Header};
 use crate::memory::GuestRam;
-use crate::vfs::{Entry, Errno, FileSystem, Handle, NodeId, Opened, Result, Seek, SetAttr, SetTime, Time};
+use crate::vfs::{
+    Entry, Errno, FileSystem, Handle, NodeId, Opened, Result, Seek, SetAttr, SetTime, Time, open,
+};
 use crate::virtio::fs::ledger::Ledger;
 use crate::virtio::queue::Chain;
 
@@ -41,11 +43,11 @@ const FOREVER: Duration = Duration::from_secs(1 << 30);
 
 /// A file system and what the client holds of it.
 pub(super) struct Session {
-    fs: Arc<dyn FileSystem>,
-    caching: Caching,
+    pub(super) fs: Arc<dyn FileSystem>,
+    pub(super) caching: Caching,
     /// The minor version agreed on; 0 while fresh.
-    minor: AtomicU32,
-    ledger: Mutex<Ledger>,
+    pub(super) minor: AtomicU32,
+    pub(super) ledger: Mutex<Ledger>,
 }
 
 /// What to answer.
@@ -84,7 +86,7 @@ impl Session {
         Self { fs, caching, minor: AtomicU32::new(0), ledger: Mutex::default() }
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -376,7 +378,11 @@ impl Session {
         }
         let mut source = Source { ram: r.ram, chain: r.chain, at, end: at + size as usize };
         let kill = flags & WRITE_KILL_SUIDGID != 0;
-        let n = self.fs.write(r.header.node, handle, offset, size, &mut source, kill)?;
+        let (_lock_owner, opened) = (a.u64()?, a.u32()?);
+        // Pages that were mapped and changed go back to where they are, whatever handle they come by.
+        let append = opened & open::APPEND != 0 && flags & WRITE_CACHE == 0;
+        let write = if append { FileSystem::append } else { FileSystem::write };
+        let n = write(&*self.fs, r.header.node, handle, offset, size, &mut source, kill)?;
         body(|b| _ = b.u32(n as u32).u32(0))
     }
 

@@ -94,6 +94,7 @@ pub(super) const GETATTR_FH: u32 = 1;
 /// OPEN and CREATE: drop set-id bits with `O_TRUNC`.
 pub(super) const OPEN_KILL_SUIDGID: u32 = 1;
 /// WRITE: drop set-id bits.
+pub(super) const WRITE_CACHE: u32 = 1;
 pub(super) const WRITE_KILL_SUIDGID: u32 = 4;
 /// FSYNC: data only.
 pub(super) const FSYNC_FDATASYNC: u32 = 1;
