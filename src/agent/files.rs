@@ -124,9 +124,9 @@ impl Files {
                 drop(pool);
                 return match self.dial.dial(port) {
                     Ok(connection) => Ok(Lease::new(self, id, Worker::new(connection))),
-                    Err(e) => {
+                    Err(_) => {
                         self.lose(id);
-                        Err(self.client.ending().unwrap_or(e))
+                        Err(self.broken("the guest's file service has ended"))
                     }
                 };
             }
@@ -160,7 +160,7 @@ impl Files {
             }
         }
         drop(pool);
-        self.freed.notify_one();
+        self.freed.notify_all();
     }
 
     /// A worker is no more.
@@ -170,7 +170,7 @@ impl Files {
             live.count -= 1;
         }
         drop(pool);
-        self.freed.notify_one();
+        self.freed.notify_all();
     }
 
     /// The error of an operation whose worker or file is gone.

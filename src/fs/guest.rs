@@ -96,7 +96,7 @@ impl Guest {
             if let Some(fd) = fd {
                 let handle = Handle::adopt(&self.files, &lease, fd);
                 drop(lease);
-                let more = stat.size.saturating_sub(bytes.len() as u64).min(1 << 30);
+                let more = stat.size.saturating_sub(bytes.len() as u64).min(64 << 20);
                 let _ = bytes.try_reserve(more as usize);
                 GuestFile::new(handle, path, stat.mode & S_IFMT == S_IFREG).read_to_end(&mut bytes)?;
             }

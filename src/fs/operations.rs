@@ -174,7 +174,8 @@ macro_rules! operations {
             /// Copies a file or a directory with all below it from this program's host, and says how many bytes of
             /// files. Has no twin in std.
             ///
-            /// A directory's content is added to what is in `to`; files there of the same name are replaced. Modes,
+            /// A directory's content is added to what is in `to`, which is made if need be, but not what is above it;
+            /// files there of the same name are replaced. Modes,
             /// times of last change, symbolic links (as links) and holes are kept; users are not: all belongs to
             /// who does this, in a guest to root. Pipes, sockets and devices are left out, and a file with several
             /// names becomes several files. `from` itself may be a symbolic link to what is copied.

@@ -87,7 +87,11 @@ impl Sender<'_> {
     fn tree(&mut self, from: &Path, metadata: &std::fs::Metadata, to: &Path, depth: usize) -> io::Result<()> {
         check_depth(depth).at("copy", from)?;
         let name = self.guest.path(to).at("copy to", to)?;
-        self.send(&Request::MakeDir(&name, 0o700, depth == 0), to, Failing::Allowed)?;
+        if depth > 0 {
+            // What is in the way, unless that is a directory.
+            self.send(&Request::Remove(&name, Removal::File), to, Failing::Allowed)?;
+        }
+        self.send(&Request::MakeDir(&name, 0o700, false), to, Failing::Allowed)?;
         for entry in std::fs::read_dir(from).at("read", from)? {
             let entry = entry.at("read", from)?;
             let (path, target) = (entry.path(), to.join(entry.file_name()));

@@ -192,6 +192,9 @@ impl Receiver<'_> {
             // A short read is the end as of then; what was asked for behind it is not wanted.
             if !ended {
                 let wanted = (until - rest.at).min(MAX_CHUNK as u64);
+                if n as u64 > wanted {
+                    return Err(self.lease.malformed());
+                }
                 rest.target.file().write_all_at(&self.buffer[..n], rest.at)?;
                 rest.at += n as u64;
                 self.copied += n as u64;
