@@ -25,16 +25,20 @@ const COPIED: usize = 64 * 1024 * 1024;
 pub(crate) fn measure(report: &mut Report) -> Result<()> {
     let instance = Instance::builder(Source::busybox()?).memory_mb(1024).start()?;
     let small = vec![b'x'; 100];
-    let mut times = Vec::new();
-    for _ in 0..ROUNDS {
-        let start = Instant::now();
-        instance.write("/small", &small)?;
-        if instance.read("/small")? != small {
-            return Err("the file is another".into());
+    let (times, cost) = counted(&instance, || {
+        let mut times = Vec::new();
+        for _ in 0..ROUNDS {
+            let start = Instant::now();
+            instance.write("/small", &small)?;
+            if instance.read("/small")? != small {
+                return Err("the file is another".into());
+            }
+            instance.remove_file("/small")?;
+            times.push(start.elapsed().as_secs_f64() * 1e6);
         }
-        instance.remove_file("/small")?;
-        times.push(start.elapsed().as_secs_f64() * 1e6);
-    }
+        Ok(times)
+    })?;
+    report.note(&format!("guest instructions for each small file: {}", cost / ROUNDS as u64));
     report.add(NAMES[0], median(times), "µs");
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
