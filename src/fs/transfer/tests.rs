@@ -143,3 +143,37 @@ fn a_tree_without_end_is_given_up() {
     let error = copy_out(&guest, "/".as_ref(), into.path()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
 }
+
+/// A file with a hole, of which each piece that is asked for comes longer than asked.
+#[test]
+fn more_than_was_asked_for_is_refused() {
+    let files = files_of(|_, mut socket| {
+        let mut bytes = Vec::new();
+        loop {
+            while let Some((id, request, len)) = Request::decode(&bytes).unwrap() {
+                let mut answer = Vec::new();
+                match request {
+                    Request::Stat(_) => Stat { mode: FILE, ..Stat::default() }.encode(&mut answer),
+                    Request::ReadFile(..) => {
+                        Stat { mode: FILE, size: 1 << 20, ..Stat::default() }.encode(&mut answer);
+                        answer.extend(7i32.to_le_bytes());
+                    }
+                    // Data begins at once and ends after four bytes.
+                    Request::Seek(_, _, whence) => answer.extend((u64::from(whence == 4) * 4).to_le_bytes()),
+                    Request::Read(_, _, asked) => answer.resize(asked as usize + 96, b'x'),
+                    _ => {}
+                }
+                let _ = socket.write_all(&answer_header(answer.len(), id, 0));
+                let _ = socket.write_all(&answer);
+                bytes.drain(..len);
+            }
+            if !read_more(&mut socket, &mut bytes) {
+                return;
+            }
+        }
+    });
+    let into = tempfile::tempdir().unwrap();
+    let guest = Arc::new(Guest::new(files, None));
+    let error = copy_out(&guest, "/f".as_ref(), &into.path().join("f")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::BrokenPipe, "{error}");
+}
