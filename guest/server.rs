@@ -70,6 +70,13 @@ struct Shutdown {
     until: u64,
 }
 
+/// The command that the machine ends with.
+struct Init {
+    pid: i32,
+    key: u64,
+    ended: bool,
+}
+
 pub(crate) struct Server {
     epoll: Epoll,
     children: Fd,
@@ -96,6 +103,7 @@ pub(crate) struct Server {
     /// When the time of which stream is over, for those that run.
     deadlines: BTreeSet<(u64, u64)>,
     shutdown: Option<Shutdown>,
+    init: Option<Init>,
 }
 
 impl Server {
@@ -131,6 +139,7 @@ impl Server {
             streams: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             shutdown: None,
+            init: None,
         };
         if let Link::Inherited(fd) = link {
             server.go_up(fd, 0)?;
@@ -141,8 +150,12 @@ impl Server {
     pub(crate) fn run(&mut self) -> ! {
         let mut events = [sys::Event::default(); 64];
         loop {
-            let timeout = self.on_time();
+            let mut timeout = self.on_time();
             self.flush();
+            if matches!(self.connection, Connection::Down { .. }) {
+                // It may have gone down just now, and then there is something to do at once.
+                timeout = self.on_time();
+            }
             let events = self.epoll.wait(&mut events, timeout);
             for event in events {
                 let (mask, token) = (event.events, event.token);
@@ -157,6 +170,14 @@ impl Server {
 
     /// Does what is due and says how many milliseconds there are until something is; -1 for never.
     fn on_time(&mut self) -> i32 {
+        // What it wrote is all with the host once its stream is over.
+        if let Some(init) = &self.init
+            && init.ended
+            && !self.streams.contains_key(&init.key)
+            && self.shutdown.is_none()
+        {
+            let _ = self.begin_shutdown(0, Ending::PowerOff, 0);
+        }
         if let (Connection::Up { .. }, None, true) =
             (&self.connection, &self.shutdown, self.deadlines.is_empty())
         {
@@ -318,6 +339,7 @@ impl Server {
             | Message::Root(_)
             | Message::Freeze
             | Message::Thaw
+            | Message::Sync
                 if !self.machine =>
             {
                 Err(sys::EPERM)
@@ -326,6 +348,10 @@ impl Server {
             Message::Freeze => freeze::freeze(&mut self.frozen),
             Message::Thaw => {
                 freeze::thaw(&mut self.frozen);
+                Ok(())
+            }
+            Message::Sync => {
+                sys::sync();
                 Ok(())
             }
             Message::Root(_) if self.rooted => Err(sys::EALREADY),
@@ -383,6 +409,10 @@ impl Server {
             Err(sys::ESHUTDOWN.into())
         } else if self.streams.len() >= MAX_STREAMS {
             Err(sys::EAGAIN.into())
+        } else if spawn.init && !self.machine {
+            Err(sys::EPERM.into())
+        } else if spawn.init && self.init.is_some() {
+            Err(sys::EBUSY.into())
         } else {
             spawn::start(spawn, &self.null, self.machine)
         };
@@ -392,6 +422,9 @@ impl Server {
                 let mut cx =
                     Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
                 let mute = spawn.terminal.is_some() && spawn.stdio[1] == Mode::Null;
+                if spawn.init {
+                    self.init = Some(Init { pid: started.pid, key, ended: false });
+                }
                 let mut stream = Stream::new(key, id, started, mute, &mut cx);
                 if spawn.timeout_ns > 0 {
                     let at = sys::now().saturating_add(spawn.timeout_ns);
@@ -458,6 +491,7 @@ impl Server {
                 user_us: micros(usage.user),
                 system_us: micros(usage.system),
                 max_rss_kib: usage.max_rss_kib.max(0) as u64,
+                wall_us: sys::now().saturating_sub(stream.started) / 1000,
                 timed_out: false,
             };
             if let Some(at) = stream.deadline {
@@ -466,6 +500,9 @@ impl Server {
             let mut cx =
                 Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
             stream.on_exit(exited, &mut cx);
+            if let Some(init) = self.init.as_mut().filter(|init| init.pid == pid) {
+                init.ended = true;
+            }
         }
         self.streams.retain(|_, stream| !stream.is_over());
         matches!(reaped, Err(sys::ECHILD))

@@ -20,6 +20,8 @@ pub(crate) struct Started {
     pub(crate) pid: i32,
     /// Its process group.
     pub(crate) group: i32,
+    /// When it was started.
+    pub(crate) at: u64,
     /// With a terminal, our end of it: for input if the host has any, and always for output.
     pub(crate) pipes: [Option<Fd>; 3],
     pub(crate) terminal: Option<Terminal>,
@@ -130,6 +132,7 @@ pub(crate) fn start(
             (pipes[n], theirs[n]) = (Some(our), Some(their));
         }
     }
+    let at = sys::now();
     let plan = Plan {
         spawn,
         argv: pointers(&spawn.argv),
@@ -153,7 +156,7 @@ pub(crate) fn start(
     // SAFETY: one past the end of the stack's memory, which is 16-aligned as its size is.
     let top = unsafe { CHILD_STACK.0.get().cast::<u8>().add(STACK) };
     // SAFETY: `child` never returns, allocates nothing and changes only `failure`.
-    let pid = unsafe { sys::vfork_on(top, child, (&raw const plan).cast_mut().cast()) }?;
+    let pid = unsafe { sys::vfork_on(top, spawn.init, child, (&raw const plan).cast_mut().cast()) }?;
     // SAFETY: `plan` is alive; volatile since the child wrote it behind the compiler's back.
     match unsafe { plan.failure.as_ptr().read_volatile() } {
         (0, _) => {}
@@ -163,7 +166,7 @@ pub(crate) fn start(
         group if group > 0 && !spawn.new_session && terminal.is_none() => group,
         _ => pid,
     };
-    Ok(Started { pid, group, pipes, terminal })
+    Ok(Started { pid, group, at, pipes, terminal })
 }
 
 fn pointers(list: &[&CStr]) -> Vec<*const i8> {
@@ -188,6 +191,11 @@ fn become_command(plan: &Plan<'_>) -> core::result::Result<core::convert::Infall
         sys::setsid()?;
     } else {
         sys::setpgid(0, spawn.process_group)?;
+    }
+    if spawn.init {
+        // Its own world of processes, and so its own /proc; nobody else sees that.
+        sys::make_mounts_private()?;
+        sys::mount(c"proc", c"/proc", 0, c"")?;
     }
     for (n, fd) in plan.stdio.iter().enumerate() {
         sys::dup_to(*fd, n as i32)?;

@@ -91,6 +91,8 @@ pub(crate) struct Stream {
     pub(crate) pid: i32,
     group: i32,
     pub(crate) ended: bool,
+    /// When it was started.
+    pub(crate) started: u64,
     /// When its time is over, and whether that has come.
     pub(crate) deadline: Option<u64>,
     timed_out: bool,
@@ -138,6 +140,7 @@ impl Stream {
             group,
             ended: false,
             deadline: None,
+            started: started.at,
             timed_out: false,
             attached: true,
             input,

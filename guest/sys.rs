@@ -24,6 +24,7 @@ pub(crate) const EEXIST: Errno = Errno(17);
 pub(crate) const ENOTDIR: Errno = Errno(20);
 pub(crate) const EINVAL: Errno = Errno(22);
 pub(crate) const ESHUTDOWN: Errno = Errno(108);
+pub(crate) const EBUSY: Errno = Errno(16);
 pub(crate) const EALREADY: Errno = Errno(114);
 pub(crate) const ERANGE: Errno = Errno(34);
 const EFBIG: Errno = Errno(27);
@@ -456,6 +457,14 @@ pub(crate) fn mount(kind: &CStr, at: &CStr, flags: usize, options: &CStr) -> Res
     unsafe { call6(nr::MOUNT, [kind, at, kind, flags, options, 0]) }.map(drop)
 }
 
+/// Keeps what is mounted from now on in this process's own view of mounts.
+pub(crate) fn make_mounts_private() -> Result<()> {
+    const MS_REC: usize = 0x4000;
+    const MS_PRIVATE: usize = 0x4_0000;
+    // SAFETY: all strings end with a NUL.
+    unsafe { call6(nr::MOUNT, [0, c"/".as_ptr() as usize, 0, MS_REC | MS_PRIVATE, 0, 0]) }.map(drop)
+}
+
 pub(crate) fn load_module(file: &Fd) -> Result<()> {
     // SAFETY: the parameters are an empty string.
     unsafe { call3(nr::FINIT_MODULE, file.0 as usize, c"".as_ptr() as usize, 0) }.map(drop)
@@ -738,12 +747,16 @@ pub(crate) unsafe fn exec(path: &CStr, argv: *const *const i8, env: *const *cons
 /// unwind, and must leave our memory as we can go on with: no allocation, nothing half-done.
 pub(crate) unsafe fn vfork_on(
     stack_top: *mut u8,
+    own_processes: bool,
     child: extern "C" fn(*mut u8) -> !,
     arg: *mut u8,
 ) -> Result<i32> {
     const CLONE_VM: usize = 0x100;
     const CLONE_VFORK: usize = 0x4000;
-    let flags = CLONE_VM | CLONE_VFORK | SIGCHLD as usize;
+    const CLONE_NEWNS: usize = 0x2_0000;
+    const CLONE_NEWPID: usize = 0x2000_0000;
+    let own = if own_processes { CLONE_NEWNS | CLONE_NEWPID } else { 0 };
+    let flags = CLONE_VM | CLONE_VFORK | own | SIGCHLD as usize;
     let ret: isize;
     // SAFETY: the child starts behind `syscall` with the new stack and all other registers kept, and
     // goes straight into `child`; the parent comes back when that is done with our memory.

@@ -19,6 +19,7 @@
 //!
 //! * [`Instance`] and [`InstanceBuilder`]: making a machine, its lifetime, pausing and ending it.
 //! * [`Source`]: what its file system starts from.
+//! * [`Snapshot`] and [`FileSystemSnapshot`]: a machine with all that runs in it, or only its files, as sources.
 //! * [`process`]: [`std::process`] for programs in the guest.
 //! * [`fs`]: [`std::fs`] for files in the guest, and a trait for code that works on both.
 //! * [`Host`]: this process's own system behind the same traits.
@@ -97,4 +98,7 @@ pub mod vfs;
 pub mod virtio;
 
 pub use host::Host;
-pub use instance::{Backend, Error, Instance, InstanceBuilder, Mount, Snapshot, Source, Timing};
+pub use instance::{
+    Backend, Error, FileSystemSnapshotOptions, Instance, InstanceBuilder, Mount, Snapshot, Source, Timing,
+};
+pub use oci::FileSystemSnapshot;

@@ -16,7 +16,7 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,9 @@ pub(super) struct Shared {
     streams: Mutex<Option<HashMap<u32, Arc<Slot>>>>,
     next: AtomicU32,
     cause: OnceLock<(io::ErrorKind, String)>,
+    /// Whether [`Client::set_cause`] was called.
+    told: Mutex<bool>,
+    changed: Condvar,
 }
 
 impl std::fmt::Debug for Shared {
@@ -69,6 +72,8 @@ impl Client {
             streams: Mutex::new(Some(HashMap::from([(GREETING, greeting.clone())]))),
             next: AtomicU32::new(1),
             cause: OnceLock::new(),
+            told: Mutex::new(false),
+            changed: Condvar::new(),
         });
         let thread = {
             let shared = shared.clone();
@@ -87,6 +92,15 @@ impl Client {
     /// call counts; call it before closing the byte stream.
     pub fn set_cause(&self, kind: io::ErrorKind, message: impl Into<String>) {
         let _ = self.shared.cause.set((kind, message.into()));
+        *lock(&self.shared.told) = true;
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits until the owner has said why the machine ended, at most `timeout`; whether it has.
+    pub fn wait_cause(&self, timeout: Duration) -> bool {
+        let told = lock(&self.shared.told);
+        let waited = self.shared.changed.wait_timeout_while(told, timeout, |told| !*told);
+        *waited.unwrap_or_else(|e| e.into_inner()).0
     }
 
     /// The error that every operation gives once the connection has ended.
@@ -175,6 +189,11 @@ impl Client {
     /// Lets the processes that [`Client::freeze`] stopped go on, in a clone too.
     pub fn thaw(&self) -> io::Result<()> {
         self.request(&Message::Thaw)
+    }
+
+    /// Has the guest's kernel write out what it has of changed files. The agent does nothing else meanwhile.
+    pub fn sync(&self) -> io::Result<()> {
+        self.request(&Message::Sync)
     }
 
     /// Ends the machine from within: SIGTERM to all processes, SIGKILL after `grace`, file systems

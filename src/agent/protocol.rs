@@ -203,6 +203,8 @@ pub struct Spawn<'a> {
     pub limits: Vec<Limit>,
     /// Nanoseconds after which its process group is killed, 0 for never.
     pub timeout_ns: u64,
+    /// Whether it is process 1 of a world of processes of its own, with whose end the machine ends.
+    pub init: bool,
 }
 
 /// How a command ended and what it used.
@@ -216,6 +218,8 @@ pub struct Exited {
     pub system_us: u64,
     /// Peak resident memory in KiB.
     pub max_rss_kib: u64,
+    /// Microseconds from its start to its end.
+    pub wall_us: u64,
     /// Whether it was [`Spawn::timeout_ns`] that ended it.
     pub timed_out: bool,
 }
@@ -270,6 +274,8 @@ pub enum Message<'a> {
     /// Host, a request: have connections to this port served by file workers, see [`files`]. The first connection only
     /// says by its end when to stop. Those of an earlier request end.
     Files(u32),
+    /// Host, a request: write out what the kernel has of changed files.
+    Sync,
 }
 
 mod kind {
@@ -295,6 +301,7 @@ mod kind {
     pub(super) const THAW: u8 = 22;
     pub(super) const RESIZE: u8 = 24;
     pub(super) const FILES: u8 = 32;
+    pub(super) const SYNC: u8 = 40;
 }
 
 impl<'a> Message<'a> {
@@ -309,7 +316,7 @@ impl<'a> Message<'a> {
             }
             Message::Spawn(spawn) => spawn.encode(out),
             Message::Root(root) => root.encode(out),
-            Message::Freeze | Message::Thaw => {}
+            Message::Freeze | Message::Thaw | Message::Sync => {}
             Message::Spawned(v) | Message::Files(v) => out.extend_from_slice(&v.to_le_bytes()),
             Message::SpawnFailed(errno, obstacle) => {
                 out.extend_from_slice(&errno.to_le_bytes());
@@ -334,7 +341,7 @@ impl<'a> Message<'a> {
             }
             Message::Exited(e) => {
                 out.extend_from_slice(&e.status.to_le_bytes());
-                for v in [e.user_us, e.system_us, e.max_rss_kib] {
+                for v in [e.user_us, e.system_us, e.max_rss_kib, e.wall_us] {
                     out.extend_from_slice(&v.to_le_bytes());
                 }
                 out.push(e.timed_out.into());
@@ -375,6 +382,7 @@ impl<'a> Message<'a> {
             Message::Freeze => kind::FREEZE,
             Message::Thaw => kind::THAW,
             Message::Files(_) => kind::FILES,
+            Message::Sync => kind::SYNC,
         }
     }
 
@@ -404,6 +412,7 @@ impl<'a> Message<'a> {
                 user_us: r.u64()?,
                 system_us: r.u64()?,
                 max_rss_kib: r.u64()?,
+                wall_us: r.u64()?,
                 timed_out: r.u8()? != 0,
             }),
             kind::PING => Message::Ping(r.u64()?),
@@ -422,6 +431,7 @@ impl<'a> Message<'a> {
             kind::FREEZE => Message::Freeze,
             kind::THAW => Message::Thaw,
             kind::FILES => Message::Files(r.u32()?),
+            kind::SYNC => Message::Sync,
             other => return Err(Error::UnknownKind(other)),
         };
         if r.rest.is_empty() { Ok(message) } else { Err(Error::Malformed) }
@@ -439,6 +449,7 @@ impl<'a> Spawn<'a> {
             | u8::from(self.set_home) << 6
             | u8::from(self.terminal.is_some()) << 7;
         out.push(flags);
+        out.push(self.init.into());
         out.extend(self.stdio.map(|m| m as u8));
         out.extend_from_slice(&self.process_group.to_le_bytes());
         out.extend_from_slice(&self.timeout_ns.to_le_bytes());
@@ -475,6 +486,11 @@ impl<'a> Spawn<'a> {
 
     fn decode(r: &mut Reader<'a>) -> Result<Self, Error> {
         let flags = r.u8()?;
+        let init = match r.u8()? {
+            0 => false,
+            1 => true,
+            _ => return Err(Error::Malformed),
+        };
         let mut stdio = [Mode::Null; 3];
         for mode in &mut stdio {
             *mode = match r.u8()? {
@@ -512,6 +528,7 @@ impl<'a> Spawn<'a> {
             new_session,
             limits,
             timeout_ns,
+            init,
         })
     }
 }

@@ -91,6 +91,7 @@ proptest! {
             new_session,
             limits: limits.into_iter().map(|(resource, soft, hard)| Limit { resource, soft, hard }).collect(),
             timeout_ns: timeout,
+            init: timeout % 2 == 1,
         };
         let message = Message::Spawn(spawn);
         let mut seen = 0;
@@ -110,7 +111,7 @@ proptest! {
         piece in 1usize..3000,
     ) {
         let (u, i) = (n as u32, n as i32);
-        let exited = Exited { status: i, user_us: n, system_us: !n, max_rss_kib: n / 3, timed_out: n % 2 == 1 };
+        let exited = Exited { status: i, user_us: n, system_us: !n, max_rss_kib: n / 3, wall_us: n / 5, timed_out: n % 2 == 1 };
         let messages = [
             Message::Hello(n as u16), Message::Spawned(u), Message::SpawnFailed(i, Obstacle::Group),
             Message::Data(channel, &bytes), Message::Eof(channel), Message::Credit(channel, u),
@@ -119,7 +120,7 @@ proptest! {
             Message::Shutdown(Ending::Restart, u), Message::Shutdown(Ending::PowerOff, u),
             Message::Renew(Renewal { time_ns: n, seed: &bytes, hostname: Some(c"h"), files: vec![(c"/f", &bytes), (c"", b"")], thaw: n % 2 == 0 }),
             Message::Renew(Renewal::default()), Message::Reply(i),
-            Message::Freeze, Message::Thaw, Message::Files(u),
+            Message::Freeze, Message::Thaw, Message::Sync, Message::Files(u),
         ];
         let all: Vec<u8> = messages.iter().flat_map(|m| frame(m, stream)).collect();
         let mut expected = messages.iter();
@@ -396,6 +397,47 @@ fn the_agent_connects_again_and_commands_go_on() {
     assert_eq!(stream.wait_exit(None).unwrap().unwrap().status, 0);
     client.shutdown(Ending::PowerOff, Duration::from_secs(1)).unwrap();
     assert_eq!(process.wait().unwrap().code(), Some(0));
+}
+
+/// That the host is gone may also show when the agent answers it. It does not wait for anything else then.
+#[test]
+fn an_answer_to_nobody_makes_the_agent_connect_again() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("host");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut process =
+        std::process::Command::new(env!("CC_AGENT")).arg("--connect").arg(&path).spawn().unwrap();
+    let pid = Pid::from_child(&process);
+    let (mut socket, _) = listener.accept().unwrap();
+    let greeting = frame(&Message::Hello(VERSION), 0);
+    socket.read_exact(&mut vec![0; greeting.len()]).unwrap();
+    // What it is sent and that nobody waits for the answer become true at one moment.
+    kill_process(pid, Signal::STOP).unwrap();
+    let stopped = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).unwrap();
+        stat.rsplit_once(')').unwrap().1.trim_start().starts_with('T')
+    };
+    while !stopped() {
+        std::thread::yield_now();
+    }
+    socket.write_all(&[greeting, frame(&Message::Ping(7), 0)].concat()).unwrap();
+    drop(socket);
+    kill_process(pid, Signal::CONT).unwrap();
+
+    listener.set_nonblocking(true).unwrap();
+    let start = std::time::Instant::now();
+    let again = loop {
+        match listener.accept() {
+            Err(e) if e.kind() == ErrorKind::WouldBlock && start.elapsed() < Duration::from_secs(20) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            other => break other,
+        }
+    };
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert!(again.is_ok(), "{again:?}");
 }
 
 #[test]

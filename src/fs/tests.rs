@@ -60,6 +60,17 @@ fn kill(pid: u32) {
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }
 
+fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+/// Kills all workers of a holder, and waits until it has closed their connections.
+fn kill_workers(holder: u32) {
+    let (open, workers) = (descriptors(holder), children(holder));
+    workers.iter().for_each(|pid| kill(*pid));
+    wait_until("workers end", || descriptors(holder) == open - workers.len());
+}
+
 /// Until the kernel has done what nobody can be asked about.
 fn wait_until(what: &str, done: impl Fn() -> bool) {
     let start = std::time::Instant::now();
@@ -128,7 +139,7 @@ fn a_killed_worker_fails_only_what_it_did() {
             Fs::metadata(&fs, dir.path()).unwrap();
             children(holder).len() > first.len()
         });
-        children(holder).into_iter().for_each(kill);
+        kill_workers(holder);
         let error = reader.join().unwrap();
         assert_eq!(error.kind(), ErrorKind::BrokenPipe, "{error}");
     });
@@ -136,8 +147,7 @@ fn a_killed_worker_fails_only_what_it_did() {
     file.read_to_string(&mut text).unwrap();
     assert_eq!(text, "content", "what one opened others read");
     // One that is idle is not asked.
-    children(holder).into_iter().for_each(kill);
-    wait_until("workers end", || children(holder).is_empty());
+    kill_workers(holder);
     file.rewind_and_read();
     fs.write(dir.path().join("f"), b"more").unwrap();
     assert_eq!(children(agent.pid()), [holder], "all that time it was one holder");
@@ -185,7 +195,7 @@ fn r3_7_nothing_is_left_open() {
     let (fs, dir) = (files(&agent), tempfile::tempdir().unwrap());
     fs.write(dir.path().join("f"), b"").unwrap();
     let holder = children(agent.pid())[0];
-    let open = || std::fs::read_dir(format!("/proc/{holder}/fd")).unwrap().count();
+    let open = || descriptors(holder);
     let before = open();
     for n in 0..50_000 {
         let file = fs.create(dir.path().join("g")).unwrap();

@@ -67,6 +67,17 @@ pub enum Error {
     /// A snapshot cannot be taken, or not be used.
     #[error("snapshot")]
     Snapshot(#[source] SnapshotError),
+    /// A snapshot of a file system cannot be taken.
+    #[error("snapshot of the file system")]
+    FileSystemSnapshot(#[source] crate::oci::Error),
+    /// A pattern of what is to be left out cannot be understood.
+    #[error("the pattern {pattern:?}: {reason}")]
+    Exclude {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A host name that cannot be.
     #[error("a host name is 1 to 64 bytes without NUL")]
     Hostname,
@@ -105,7 +116,8 @@ impl Error {
             Self::Root { source, .. } => {
                 source.downcast_ref::<io::Error>().map_or(io::ErrorKind::InvalidData, io::Error::kind)
             }
-            Self::Mount { .. } | Self::Hostname => io::ErrorKind::InvalidInput,
+            Self::FileSystemSnapshot(source) => source.kind(),
+            Self::Mount { .. } | Self::Exclude { .. } | Self::Hostname => io::ErrorKind::InvalidInput,
             Self::Host { source, .. } => source.kind(),
         }
     }

@@ -8,6 +8,7 @@ mod builder;
 mod defaults;
 mod error;
 mod files;
+mod fs_snapshot;
 mod mount;
 mod progress;
 mod root;
@@ -17,12 +18,13 @@ mod source;
 mod start;
 
 use std::ffi::{OsStr, OsString};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use builder::InstanceBuilder;
 pub use error::Error;
+pub use fs_snapshot::FileSystemSnapshotOptions;
 pub use mount::Mount;
 pub use progress::Progress;
 pub use snapshot::Snapshot;
@@ -87,6 +89,10 @@ pub struct Instance {
     /// Why it was not restored.
     booted: Option<String>,
     closed: AtomicBool,
+    /// What the root started from, where that is known.
+    origin: Option<fs_snapshot::Origin>,
+    /// Held by who has the guest's processes stopped.
+    freezing: Mutex<()>,
 }
 
 impl Instance {
@@ -125,6 +131,8 @@ impl Instance {
             files,
             booted: None,
             closed,
+            origin: None,
+            freezing: Mutex::new(()),
         }
     }
 

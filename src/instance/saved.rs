@@ -80,7 +80,7 @@ pub(super) fn open(from: &Path) -> Result<Snapshot, SnapshotError> {
         None => None,
     };
     let defaults = Arc::new(defaults(guest));
-    Ok(Snapshot { inner: Arc::new(Inner { ram, state, file_systems, defaults, config }) })
+    Ok(Snapshot { inner: Arc::new(Inner { ram, state, file_systems, defaults, config, origin: None }) })
 }
 
 fn load_failed(e: LoadError) -> SnapshotError {

@@ -5,10 +5,11 @@
 //! in each clone as soon as that has random numbers of its own and the right time.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use super::builder::InstanceBuilder;
+use super::fs_snapshot::Origin;
 use super::start::{self, Running};
 use super::{Error, Instance, Timing, saved};
 use crate::machine::snapshot::{self, SnapshotError};
@@ -39,6 +40,7 @@ pub(super) struct Inner {
     pub(super) file_systems: Vec<(String, Option<Forked>)>,
     pub(super) defaults: Arc<Defaults>,
     pub(super) config: Option<ImageConfig>,
+    pub(super) origin: Option<Origin>,
 }
 
 impl std::fmt::Debug for Snapshot {
@@ -86,7 +88,8 @@ impl Snapshot {
             file_systems.push((tag.clone(), forked));
         }
         let (defaults, config) = (instance.defaults.clone(), instance.config.clone());
-        Ok(Self { inner: Arc::new(Inner { ram, state, file_systems, defaults, config }) })
+        let origin = instance.origin.clone();
+        Ok(Self { inner: Arc::new(Inner { ram, state, file_systems, defaults, config, origin }) })
     }
 
     /// Starts a machine from it.
@@ -119,7 +122,9 @@ impl Snapshot {
         let timing = Timing { fetch: Default::default(), load, boot: started.elapsed(), restored: true };
         tracing::debug!(?timing, "machine started from a snapshot");
         let config = self.inner.config.clone();
-        Ok(Instance::from_parts(machine, client, defaults, timing, lifetime, id, config))
+        let mut instance = Instance::from_parts(machine, client, defaults, timing, lifetime, id, config);
+        instance.origin = self.inner.origin.clone();
+        Ok(instance)
     }
 }
 
@@ -131,6 +136,7 @@ impl Instance {
     /// [`Error::NotRunning`]; [`Error::Snapshot`] when the host has no room for it.
     pub fn snapshot(&self) -> Result<Snapshot, Error> {
         self.running()?;
+        let _alone = self.freezing.lock().unwrap_or_else(PoisonError::into_inner);
         // The agent has to run to stop the processes.
         let paused = self.machine.is_paused();
         if paused {

@@ -9,9 +9,9 @@ use super::{Error, Snapshot};
 use crate::machine::boot::provider::Provider;
 use crate::machine::boot::userland;
 use crate::machine::snapshot::SnapshotError;
-use crate::oci::{Image, ImageConfig};
+use crate::oci::{FileSystemSnapshot, Image, ImageConfig};
 use crate::vfs::layer::Layer;
-use crate::vfs::{FileSystem, HostDirOptions, Limits, Overlay, Ownership};
+use crate::vfs::{FileSystem, HostDirOptions, Limits, Overlay, OverlayError, Ownership};
 
 /// What a machine's file system starts from. Cheap to clone; one source can start any number of
 /// machines.
@@ -29,6 +29,7 @@ pub(super) enum Kind {
     Image(Image),
     Directory(Arc<Path>, Ownership),
     Snapshot(Snapshot),
+    FileSystem(FileSystemSnapshot),
 }
 
 impl Source {
@@ -86,7 +87,11 @@ impl Source {
     }
 
     pub(super) fn config(&self) -> Option<&ImageConfig> {
-        self.image().map(Image::config)
+        match &self.kind {
+            Kind::Image(image) => Some(image.config()),
+            Kind::FileSystem(snapshot) => snapshot.config(),
+            _ => None,
+        }
     }
 
     /// A writable file system that starts as this source is, for one machine.
@@ -100,10 +105,14 @@ impl Source {
                 (Overlay::new(image.layers().to_vec(), limits), format!("the image {name}"))
             }
             Kind::Directory(path, ownership) => {
-                // It stands still, so what was seen of it stays true.
-                let cache = Duration::from_secs(1 << 30);
-                let options = HostDirOptions { ownership: *ownership, cache, ..HostDirOptions::default() };
-                (Overlay::over_directory(path, options, limits), format!("the directory {}", path.display()))
+                (over_directory(path, *ownership, limits), format!("the directory {}", path.display()))
+            }
+            Kind::FileSystem(snapshot) => {
+                let what = format!("the snapshot {}", snapshot.key());
+                match snapshot.directory() {
+                    None => (Overlay::new(snapshot.layers().to_vec(), limits), what),
+                    Some(path) => return changed_directory(snapshot, path, limits, what),
+                }
             }
             // It brings its own.
             Kind::Snapshot(_) => return Err(Error::Snapshot(SnapshotError::NotReady("it has a root"))),
@@ -113,6 +122,31 @@ impl Source {
             Err(e) => Err(Error::Root { what, source: Box::new(e) }),
         }
     }
+}
+
+fn over_directory(path: &Path, ownership: Ownership, limits: Limits) -> Result<Overlay, OverlayError> {
+    // It stands still, so what was seen of it stays true.
+    let cache = Duration::from_secs(1 << 30);
+    let options = HostDirOptions { ownership, cache, ..HostDirOptions::default() };
+    Overlay::over_directory(path, options, limits)
+}
+
+/// The root of a snapshot with a directory at the beginning of its chain: layers cannot lie over that, so their changes
+/// are made once more.
+fn changed_directory(
+    snapshot: &FileSystemSnapshot,
+    path: &Path,
+    limits: Limits,
+    what: String,
+) -> Result<Arc<dyn FileSystem>, Error> {
+    let ownership = if snapshot.user_as_root() { Ownership::UserAsRoot } else { Ownership::AsIs };
+    let failed = |source| Error::Root { what: what.clone(), source };
+    let overlay = over_directory(path, ownership, limits).map_err(|e| failed(Box::new(e)))?;
+    for layer in snapshot.layers() {
+        crate::vfs::apply(&overlay, layer)
+            .map_err(|e| failed(Box::new(std::io::Error::from_raw_os_error(e.raw()))))?;
+    }
+    Ok(Arc::new(overlay))
 }
 
 impl From<Image> for Source {

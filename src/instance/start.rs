@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::builder::InstanceBuilder;
 use super::defaults::defaults;
+use super::fs_snapshot::Origin;
 use super::root::Root;
 use super::source::Kind;
 use super::{Error, Instance, Timing};
@@ -76,6 +77,7 @@ pub(super) fn start(mut builder: InstanceBuilder) -> Result<Instance, Error> {
 
     let snapshots = snapshots(&builder);
     let (lifetime, config) = (builder.timeout, builder.source.config().cloned());
+    let origin = Origin::new(&builder.source, builder.provider.cache_dir().or_else(cache_dir::of_user));
     let mut plan = Plan { builder: &mut builder, kernel: &kernel, root: &root, memory, command_line };
     let key = plan.key();
     let restored = match &snapshots {
@@ -103,7 +105,7 @@ pub(super) fn start(mut builder: InstanceBuilder) -> Result<Instance, Error> {
     let timing = Timing { fetch, load, boot: started.elapsed(), restored: was_restored };
     tracing::debug!(?timing, release = kernel.release, "machine started");
     let mut instance = Instance::from_parts(machine, client, defaults, timing, lifetime, root.id, config);
-    instance.booted = booted;
+    (instance.booted, instance.origin) = (booted, origin);
     Ok(instance)
 }
 

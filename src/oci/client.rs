@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::credentials::Credentials;
+use super::fs_snapshot::{FileSystemSnapshot, FileSystemSnapshotEntry};
 use super::load::load;
 use super::options::{Options, Progress, PullPolicy};
 use super::pull::pull;
@@ -159,7 +160,36 @@ impl Client {
         Ok(Freed { images, layers, unfinished: 0 })
     }
 
-    /// Removes what no image in the store needs and nobody uses: layers, and unfinished downloads.
+    /// The snapshots of file systems in the store, by key.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn snapshots(&self) -> Result<Vec<FileSystemSnapshotEntry>, Error> {
+        Ok(self.store.snapshot_records()?.iter().map(FileSystemSnapshotEntry::from).collect())
+    }
+
+    /// Opens the snapshot of a file system with this key.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshot`] when there is none that is whole; [`Error::Store`].
+    pub fn snapshot(&self, key: &Digest) -> Result<FileSystemSnapshot, Error> {
+        FileSystemSnapshot::open(&self.store, key)?.ok_or_else(|| self.no_snapshot(key))
+    }
+
+    /// Removes a snapshot of a file system, and those of its layers that no image and no other snapshot has and nobody
+    /// uses. Snapshots that it is the parent of stay whole.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshot`] when there is none; [`Error::Store`].
+    pub fn remove_snapshot(&self, key: &Digest) -> Result<Freed, Error> {
+        self.store.remove_snapshot(key)?.ok_or_else(|| self.no_snapshot(key))
+    }
+
+    fn no_snapshot(&self, key: &Digest) -> Error {
+        Error::NoSnapshot { key: key.to_string(), store: self.store.dir().to_owned() }
+    }
+
+    /// Removes what no image and no snapshot in the store needs and nobody uses: layers, and unfinished downloads.
     ///
     /// # Errors
     /// [`Error::Store`].

@@ -68,6 +68,11 @@ impl Digest {
         self.hex.get(..12).unwrap_or(&self.hex)
     }
 
+    /// A hasher for a new SHA-256 digest.
+    pub(super) fn sha256() -> Hasher {
+        Hasher::new(Algorithm::Sha256)
+    }
+
     /// A hasher of the same algorithm.
     pub(super) fn hasher(&self) -> Hasher {
         Hasher::new(self.algorithm)

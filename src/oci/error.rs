@@ -65,6 +65,22 @@ pub enum Error {
         /// The store.
         store: PathBuf,
     },
+    /// There is no snapshot of a file system with this key in the store, or not all of it.
+    #[error("there is no snapshot {key} in the store at {}", store.display())]
+    NoSnapshot {
+        /// The key.
+        key: String,
+        /// The store.
+        store: PathBuf,
+    },
+    /// The changes of a file system cannot be written as a layer: a name that begins with `.wh.`, which means something
+    /// else there, a path that is too long for a layer, or data that cannot be read.
+    #[error("the changes of the file system cannot be a layer")]
+    Changes {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The image exists, but not for the platform.
     #[error("{image} is not there for {wanted}; it is for {}", list(available))]
     Platform {
@@ -249,6 +265,7 @@ impl Error {
             Self::Unauthorized { .. } | Self::Forbidden { .. } => io::ErrorKind::PermissionDenied,
             Self::NotFound { .. }
             | Self::NotLocal { .. }
+            | Self::NoSnapshot { .. }
             | Self::Platform { .. }
             | Self::NoCacheDirectory => io::ErrorKind::NotFound,
             Self::Reference { .. } | Self::Option { .. } => io::ErrorKind::InvalidInput,
@@ -261,7 +278,7 @@ impl Error {
             | Self::Malformed { .. }
             | Self::TooLarge { .. }
             | Self::Layer { .. } => io::ErrorKind::InvalidData,
-            Self::Store { source, .. } => source.kind(),
+            Self::Store { source, .. } | Self::Changes { source } => source.kind(),
             _ => io::ErrorKind::Other,
         }
     }

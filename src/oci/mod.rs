@@ -6,6 +6,7 @@
 //! - `http`, `auth`, `credentials`, `registry`: talking to a registry and its mirrors.
 //! - `archive`, `load`, `export`: images from and to files.
 //! - `pull`, `unpack`: documents, then layers, downloaded and unpacked in one pass.
+//! - `fs_snapshot`: a parent and a layer of changes, by a key.
 //! - `store`: layers by diff-id, records by reference; shared by processes, safe against being killed.
 //!
 //! Everything that comes from a registry or an archive is taken as hostile: sizes are capped, digests verified, and no
@@ -18,6 +19,7 @@ mod credentials;
 mod digest;
 mod error;
 mod export;
+mod fs_snapshot;
 mod http;
 mod image;
 mod load;
@@ -35,6 +37,8 @@ mod unpack;
 pub use client::{Client, ClientBuilder, Entry};
 pub use digest::Digest;
 pub use error::Error;
+pub(crate) use fs_snapshot::{Base, Changes};
+pub use fs_snapshot::{FileSystemSnapshot, FileSystemSnapshotEntry, Parent};
 pub use image::Image;
 pub use manifest::ImageConfig;
 pub use options::{Progress, PullPolicy};

@@ -28,6 +28,9 @@ pub(crate) struct Defaults {
     pub(crate) groups: Option<Vec<u32>>,
 }
 
+/// How long a machine may take to turn itself off after its last command.
+const EXEC_END: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// A command to run in the guest.
 ///
 /// This corresponds to [`std::process::Command`]; an instance makes it. Differences:
@@ -278,6 +281,24 @@ impl Command {
         self.spawn()?.wait()
     }
 
+    /// Runs the command as what the machine is for: as process 1, with a `/proc` of its own processes, and the machine
+    /// ends when it does. Gives how it ended; the machine is off then. An init such as systemd's or a container's entry
+    /// point finds itself where it wants to be.
+    ///
+    /// This corresponds to [`std::os::unix::process::CommandExt::exec`], which replaces the calling process; here the
+    /// caller goes on. Other commands run beside it until it ends, among the machine's own processes.
+    ///
+    /// # Errors
+    /// As [`Command::spawn`]; [`io::ErrorKind::ResourceBusy`] for a machine that has one already;
+    /// [`io::ErrorKind::TimedOut`] when the machine has not turned itself off ten seconds later. It runs on then.
+    pub fn exec(&mut self) -> io::Result<ExitStatus> {
+        let status = self.spawn_as([Kind::Inherit, Kind::Inherit, Kind::Inherit], true)?.wait()?;
+        match self.client.wait_cause(EXEC_END) {
+            true => Ok(status),
+            false => Err(io::Error::new(io::ErrorKind::TimedOut, "the machine does not turn itself off")),
+        }
+    }
+
     /// The program, as it was given.
     pub fn get_program(&self) -> &OsStr {
         &self.program
@@ -322,6 +343,10 @@ impl Command {
     }
 
     fn spawn_with(&mut self, default: [Kind; 3]) -> io::Result<Child> {
+        self.spawn_as(default, false)
+    }
+
+    fn spawn_as(&mut self, default: [Kind; 3], init: bool) -> io::Result<Child> {
         let [stdin, stdout, stderr] = default;
         let stdin = take(&mut self.stdin, stdin)?;
         let stdout = take(&mut self.stdout, stdout)?;
@@ -369,6 +394,7 @@ impl Command {
             timeout_ns: self
                 .timeout
                 .map_or(0, |timeout| u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).max(1)),
+            init,
         })?;
         let connect = || -> io::Result<Child> {
             Ok(Child {

@@ -133,6 +133,8 @@ impl fmt::Debug for Output {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct ResourceUsage {
+    /// Time from its start to its end, by the guest's clock.
+    pub wall_time: Duration,
     /// CPU time in user mode.
     pub user_time: Duration,
     /// CPU time in the guest's kernel.
@@ -144,6 +146,7 @@ pub struct ResourceUsage {
 impl From<Exited> for ResourceUsage {
     fn from(e: Exited) -> Self {
         ResourceUsage {
+            wall_time: Duration::from_micros(e.wall_us),
             user_time: Duration::from_micros(e.user_us),
             system_time: Duration::from_micros(e.system_us),
             max_rss: e.max_rss_kib.saturating_mul(1024),

@@ -1,5 +1,6 @@
 //! The trait every file system here implements and every server calls.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use super::saved::Saver;
@@ -49,7 +50,9 @@ pub trait DirSink {
 /// `ESTALE` for an unknown node, `ENOTDIR` where a directory is needed, `EBADF` for an unknown handle, `EROFS` for
 /// a change of what is read-only, `EIO` or the host's own error when the medium fails. No operation panics or
 /// blocks beyond the host's own disk I/O, whatever the arguments.
-pub trait FileSystem: Send + Sync {
+///
+/// Being [`Any`], one behind this trait can be asked for what it is.
+pub trait FileSystem: Any + Send + Sync {
     /// Finds `name` in the directory `parent` and takes a lookup count.
     ///
     /// # Errors

@@ -10,6 +10,7 @@
 //! Errors are Linux's numbers ([`Errno`]) on every host. Names come in checked ([`Name`]), ids and offsets are
 //! untrusted, and nothing here panics or grows without a cap because of them.
 
+mod apply;
 mod errno;
 mod filesystem;
 #[cfg(target_os = "linux")]
@@ -25,6 +26,7 @@ mod types;
 #[cfg(test)]
 mod testing;
 
+pub(crate) use apply::apply;
 pub use errno::Errno;
 pub use filesystem::{DirEntry, DirSink, FileSystem};
 #[cfg(target_os = "linux")]

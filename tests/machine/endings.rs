@@ -233,3 +233,69 @@ fn r9_2_drop_is_bounded_and_ends_what_runs() {
     assert_eq!(busy.wait().unwrap_err().kind(), ErrorKind::NotConnected);
     assert_eq!(stuck.join().unwrap(), ErrorKind::NotConnected);
 }
+
+/// `exec`: the command is process 1 and the machine ends with it, however it ends, after all it wrote has come.
+#[test]
+fn a_machine_may_end_with_its_command() {
+    let machine = small().start().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut beside = machine.command("sleep").arg("1000").spawn().unwrap();
+    // It sees nothing but its own processes; the output is more than fits into any buffer.
+    let script = "echo $$; cat /proc/1/cmdline | tr '\\0' ' '; echo; ls /proc | grep -c '^[0-9]'; seq 1 300000; \
+        sleep 1000 & exit 7";
+    let stdout = Stdio::from(file.reopen().unwrap());
+    let status = machine.command("sh").arg("-c").arg(script).stdout(stdout).exec().unwrap();
+    assert_eq!(status.code(), Some(7));
+    assert!(!machine.is_running());
+    machine.wait().expect("it has turned itself off");
+    assert_eq!(beside.wait().unwrap().signal(), Some(15), "what else runs is asked to end");
+    let text = std::fs::read_to_string(file.path()).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!((lines[0], lines.len()), ("1", 300_003));
+    assert!(lines[1].starts_with("sh -c echo $$;"), "{}", lines[1]);
+    // The shell, and what lists.
+    assert!(lines[2].parse::<u32>().unwrap() <= 3, "{}", lines[2]);
+    assert_eq!(lines[300_002], "300000");
+    assert_eq!(machine.command("true").exec().unwrap_err().kind(), ErrorKind::NotConnected);
+}
+
+#[test]
+fn a_command_that_cannot_be_executed_ends_no_machine() {
+    let machine = small().start().unwrap();
+    assert_eq!(machine.command("/absent").exec().unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(sh(&machine, "echo well"), "well");
+    sh(&machine, "mkfifo /tmp/end");
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| machine.command("sh").args(["-c", "read x < /tmp/end; exit 3"]).exec());
+        let busy = loop {
+            // The first may not have been started yet; then this one, which ends at once, would be it.
+            let processes = sh(&machine, "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '");
+            if processes.contains("read x < /tmp/end; exit 3") {
+                break machine.command("true").exec().unwrap_err();
+            }
+        };
+        assert_eq!(busy.kind(), ErrorKind::ResourceBusy);
+        // A program that kills all it can reach cannot reach the machine's own.
+        sh(&machine, "echo > /tmp/end");
+        assert_eq!(first.join().unwrap().unwrap().code(), Some(3));
+    });
+    assert!(!machine.is_running());
+}
+
+#[test]
+fn r2_5_what_a_command_used_is_told() {
+    let machine = small().start().unwrap();
+    let mut child = machine
+        .command("sh")
+        .args(["-c", "sleep 0.3; n=0; while [ $n -lt 20000 ]; do n=$((n+1)); done"])
+        .spawn()
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+    let used = child.resource_usage().unwrap();
+    assert!(used.wall_time >= Duration::from_millis(300) && used.wall_time < LONG, "{used:?}");
+    assert!(
+        used.user_time > Duration::ZERO && used.user_time + used.system_time <= used.wall_time,
+        "{used:?}"
+    );
+    assert!(used.max_rss > 100 << 10 && used.max_rss < 64 << 20, "{used:?}");
+}

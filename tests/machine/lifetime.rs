@@ -168,6 +168,69 @@ fn r7_1_nothing_is_left_of_machines_and_r7_2_all_descriptors_are_cloexec() {
     });
 }
 
+/// What the process has: descriptors, threads, children, mappings, names of temporary files.
+#[derive(Debug, PartialEq)]
+struct Holdings {
+    descriptors: BTreeMap<u32, String>,
+    threads: usize,
+    children: String,
+    guest_mappings: usize,
+    mappings: usize,
+    temporary: Vec<std::ffi::OsString>,
+}
+
+fn holdings() -> Holdings {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let temporary = std::fs::read_dir(std::env::temp_dir()).unwrap();
+    Holdings {
+        descriptors: descriptors(),
+        threads: threads().len(),
+        children: children(),
+        guest_mappings: guest_ram_mappings(),
+        mappings: maps.lines().count(),
+        temporary: temporary.map(|entry| entry.unwrap().file_name()).collect(),
+    }
+}
+
+/// Makes, uses and drops machines, restored ones and every tenth time a clone too, and looks at what is left of them.
+fn cycles(count: usize) {
+    let cycle = |n: usize| {
+        let machine = small().start().unwrap();
+        assert_eq!(sh(&machine, &format!("echo {n} > /srv/n; cat /srv/n")), n.to_string());
+        let clone = n.is_multiple_of(10).then(|| machine.fork(1).unwrap());
+        match n % 3 {
+            0 => drop(machine),
+            1 => machine.close().unwrap(),
+            _ => machine.shutdown(Duration::ZERO).unwrap(),
+        }
+        drop(clone);
+    };
+    // What is made once for the process, such as the allocator's areas for threads.
+    (0..10).for_each(cycle);
+    let (before, begin) = (holdings(), Instant::now());
+    (0..count).for_each(cycle);
+    let took = begin.elapsed() / count as u32;
+    // A thread that was joined may still be listed for a moment.
+    crate::support::wait_until("threads end", || threads().len() <= before.threads);
+    let mut after = holdings();
+    println!("{count} cycles of {took:.1?}: {} mappings before, {} after", before.mappings, after.mappings);
+    // The allocator splits and joins its own. One left of each cycle would be more than that.
+    assert!(after.mappings <= before.mappings + 16, "{} {}", before.mappings, after.mappings);
+    after.mappings = before.mappings;
+    assert_eq!(after, before);
+}
+
+#[test]
+fn r7_1_forty_machines_leave_nothing() {
+    alone("lifetime::r7_1_forty_machines_leave_nothing", || cycles(40));
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn full_r7_1_a_thousand_machines_leave_nothing() {
+    alone("lifetime::full_r7_1_a_thousand_machines_leave_nothing", || cycles(1000));
+}
+
 /// CPU time of this process in clock ticks of 10 ms.
 fn cpu_ticks() -> u64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();

@@ -32,6 +32,24 @@ pub(crate) fn sh(instance: &Instance, script: &str) -> String {
     String::from_utf8(out.stdout).expect("text").trim().to_owned()
 }
 
+/// Compiles a C program so that it runs anywhere; `None` where that cannot be done.
+pub(crate) fn compiled(source: &str) -> Option<Vec<u8>> {
+    let dir = scratch();
+    std::fs::write(dir.path().join("it.c"), source).expect("a file");
+    let mut compiler = std::process::Command::new("cc");
+    let out = compiler.args(["-O1", "-static", "-o", "it", "it.c"]).current_dir(&dir).output().ok()?;
+    out.status.success().then(|| std::fs::read(dir.path().join("it")).expect("the program"))
+}
+
+/// Writes a program of the host's into a machine.
+pub(crate) fn install(instance: &Instance, path: &str, program: &[u8]) {
+    let mut cat = instance.command("sh");
+    cat.args(["-c", "cat > \"$0\" && chmod 755 \"$0\"", path]).stdin(cc::process::Stdio::piped());
+    let mut cat = cat.spawn().expect("a shell");
+    std::io::Write::write_all(&mut cat.stdin.take().expect("a pipe"), program).expect("a program");
+    assert!(cat.wait().expect("a status").success(), "{path}");
+}
+
 pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
@@ -40,14 +58,16 @@ pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Runs `body` in a process of its own, which runs nothing but the test `name`: the calling test's
-/// path in this binary.
+/// Runs `body` in a process of its own, with a directory of its own for temporary files, which runs nothing but the
+/// test `name`: the calling test's path in this binary.
 pub(crate) fn alone(name: &str, body: impl FnOnce()) {
     const VARIABLE: &str = "CC_TEST_ALONE";
     if std::env::var(VARIABLE).is_ok_and(|v| v == name) {
         return body();
     }
+    let dir = scratch();
     let out = std::process::Command::new(std::env::current_exe().expect("this binary"))
+        .env("TMPDIR", dir.path())
         .args([name, "--exact", "--include-ignored", "--nocapture", "--test-threads=1"])
         .env(VARIABLE, name)
         .output()
@@ -79,6 +99,36 @@ pub(crate) fn resident_beyond_guest_ram_kib() -> u64 {
 pub(crate) fn busybox() -> &'static [u8] {
     static BUSYBOX: OnceLock<Vec<u8>> = OnceLock::new();
     BUSYBOX.get_or_init(|| cc::machine::boot::provider::Provider::new().busybox(&|_| {}).expect("a busybox"))
+}
+
+/// A disk of a few MiB.
+pub(crate) struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// `None` where it cannot be mounted, which takes root; that has been said then.
+    pub(crate) fn new(mib: u32) -> Option<SmallDisk> {
+        let dir = scratch();
+        let size = format!("size={mib}m");
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir.path()).stderr(std::process::Stdio::null());
+        if mount.status().is_ok_and(|status| status.success()) {
+            return Some(SmallDisk(dir));
+        }
+        let test = std::thread::current();
+        let test = test.name().unwrap_or("a test");
+        crate::world::oci::note(&format!("{test}: NOT RUN, it takes root to mount a small disk"));
+        None
+    }
+
+    pub(crate) fn path(&self) -> &std::path::Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
 }
 
 /// A directory that is gone with the value.

@@ -69,6 +69,9 @@ impl Store {
         for (_, record) in self.records()? {
             named.extend(record.layer_names());
         }
+        for record in self.snapshot_records()? {
+            named.extend(record.layers.iter().map(Digest::file_name));
+        }
         let mut freed = Vec::new();
         for (name, tar) in locked {
             if named.contains(&name) {
@@ -94,16 +97,18 @@ impl Store {
         Ok(freed)
     }
 
-    /// Removes what no image needs: layers that no record names, and downloads that nobody continues.
+    /// Removes what no image and no snapshot needs: layers that no record names, and downloads that nobody continues.
     pub(in crate::oci) fn prune(&self) -> Result<Freed, Error> {
         self.prepare()?;
         let unfinished = self.remove_work()?;
-        for name in names(&self.images())?.into_iter().filter(|name| name.starts_with(".new")) {
-            // Left by a process that was killed. One that is being written is a second old at most.
-            let path = self.images().join(name);
-            let old = fs::metadata(&path).and_then(|meta| meta.modified()).ok();
-            if old.and_then(|at| at.elapsed().ok()).is_some_and(|age| age.as_secs() > 600) {
-                let _ = fs::remove_file(&path);
+        for dir in [self.images(), self.snapshots()] {
+            for name in names(&dir)?.into_iter().filter(|name| name.starts_with(".new")) {
+                // Left by a process that was killed. One that is being written is a second old at most.
+                let path = dir.join(name);
+                let old = fs::metadata(&path).and_then(|meta| meta.modified()).ok();
+                if old.and_then(|at| at.elapsed().ok()).is_some_and(|age| age.as_secs() > 600) {
+                    let _ = fs::remove_file(&path);
+                }
             }
         }
         let layers = self.remove_layers(&names(&self.layers())?)?;
@@ -125,6 +130,10 @@ impl Store {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(Error::store("remove", &dir)(e)),
             }
+        }
+        for name in names(&self.locks())? {
+            // Of a process that was killed; taken and let go, its file goes.
+            drop(Lock::try_take(&self.locks().join(&name))?);
         }
         Ok(freed)
     }

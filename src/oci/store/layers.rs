@@ -55,6 +55,11 @@ impl Store {
         Ok(Some(work))
     }
 
+    /// Takes the right to publish a layer; `None` while another has it.
+    pub(in crate::oci) fn try_lock(&self, diff: &Digest) -> Result<Option<Lock>, Error> {
+        Lock::try_take(&self.locks().join(diff.file_name()))
+    }
+
     /// How much of a layer another process has on disk by now.
     pub(in crate::oci) fn work_size(&self, diff: &Digest) -> u64 {
         size_below(&self.work().join(diff.file_name()))
@@ -108,6 +113,22 @@ impl Work {
 
     /// Makes the tar and its index the finished layer.
     pub(in crate::oci) fn publish(&self, tar: File, index: Index) -> Result<Layer, Error> {
+        self.publish_at(tar, index, &self.place)
+    }
+
+    /// Makes the tar and its index the finished layer `diff`, which became known only with the tar. The caller has that
+    /// layer's lock.
+    pub(in crate::oci) fn publish_as(
+        &self,
+        tar: File,
+        index: Index,
+        store: &Store,
+        diff: &Digest,
+    ) -> Result<Layer, Error> {
+        self.publish_at(tar, index, &store.layers().join(diff.file_name()))
+    }
+
+    fn publish_at(&self, tar: File, index: Index, place: &Path) -> Result<Layer, Error> {
         let draft = self.draft();
         let path = draft.join(INDEX);
         let write = || {
@@ -118,19 +139,19 @@ impl Work {
         write().map_err(Error::store("write", &path))?;
         tar.sync_all().map_err(Error::store("write", &draft.join(TAR)))?;
         sync_dir(&draft)?;
-        let failed = Error::store("publish", &self.place);
-        if self.place.exists() {
+        let failed = Error::store("publish", place);
+        if place.exists() {
             // Whatever it is, it could not be opened.
-            fs::rename(&self.place, self.dir.join("old")).map_err(&failed)?;
+            fs::rename(place, self.dir.join("old")).map_err(&failed)?;
         }
-        fs::rename(&draft, &self.place).map_err(&failed)?;
-        if let Some(layers) = self.place.parent() {
+        fs::rename(&draft, place).map_err(&failed)?;
+        if let Some(layers) = place.parent() {
             sync_dir(layers)?;
         }
         drop(index);
         // The written index instead of the one in memory: mapped, it is shared and can be dropped.
-        let index = open_index(&self.place.join(INDEX))?.ok_or_else(|| {
-            Error::store("read back", &self.place)(io::Error::other("the index just written is damaged"))
+        let index = open_index(&place.join(INDEX))?.ok_or_else(|| {
+            Error::store("read back", place)(io::Error::other("the index just written is damaged"))
         })?;
         let layer = Layer::new(Arc::new(index), tar).map_err(failed)?;
         let _ = fs::remove_dir_all(&self.dir);
@@ -139,6 +160,11 @@ impl Work {
 
     /// Gives up on the layer and on what was fetched of it.
     pub(in crate::oci) fn discard(self) {
+        self.clear();
+    }
+
+    /// Removes what was put together, but keeps the right.
+    pub(in crate::oci) fn clear(&self) {
         let _ = fs::remove_dir_all(&self.dir);
     }
 

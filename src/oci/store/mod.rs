@@ -3,20 +3,22 @@
 //! ```text
 //! <store>/layers/<diff-id>/{tar,index}   finished layers, never changed again
 //! <store>/images/<name>.json             records: reference, platform, manifest, configuration
-//! <store>/work/<diff-id>/                what is being fetched or unpacked; belongs to who has the lock
-//! <store>/locks/<diff-id>                the locks
+//! <store>/snapshots/<key>.json           records of snapshots: parent, layers, configuration
+//! <store>/work/<diff-id or key>/         what is being fetched, unpacked or written; belongs to who has the lock
+//! <store>/locks/<diff-id or key>         the locks
 //! ```
 //! A layer and a record come into being by one rename after all their bytes are on disk, so a reader needs no lock
 //! and a killed writer leaves only work that the next one clears or continues.
 //!
 //! Whoever uses a layer has its `tar` open with a shared lock, through whatever holds its [`Layer`]. Removing takes
-//! that lock exclusively and only then looks whether a record names the layer. A record is written by those who have
+//! that lock exclusively and only then looks whether a record, of an image or a snapshot, names the layer. A record is written by those who have
 //! its layers open. So nothing is removed that is in use or about to be named.
 
 mod gc;
 mod layers;
 mod lock;
 mod records;
+mod snapshots;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -26,6 +28,7 @@ pub use gc::Freed;
 pub(super) use layers::Work;
 pub(super) use lock::Lock;
 pub(super) use records::Record;
+pub(super) use snapshots::{Directory, SnapshotRecord};
 
 use super::Error;
 

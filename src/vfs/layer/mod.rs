@@ -57,6 +57,11 @@ impl Layer {
         &self.index
     }
 
+    /// The whole tar, from its beginning.
+    pub fn read_tar(&self) -> impl io::Read + use<'_> {
+        TarBytes { tar: &self.tar, at: 0 }
+    }
+
     /// The tar.
     pub(crate) fn tar(&self) -> &File {
         &self.tar
@@ -116,5 +121,19 @@ impl Layer {
             at = at.saturating_add(len);
         }
         at
+    }
+}
+
+/// Reads a tar without moving the position that all who have it open share.
+struct TarBytes<'a> {
+    tar: &'a File,
+    at: u64,
+}
+
+impl io::Read for TarBytes<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = super::io::read_at(self.tar, buffer, self.at)?;
+        self.at += n as u64;
+        Ok(n)
     }
 }

@@ -10,7 +10,7 @@ use super::Overlay;
 use super::below::{Below, Found};
 use super::node::{Body, Change, Dir, Node};
 use super::source::make_node;
-use super::tar_writer::TarWriter;
+use super::tar_writer::{TarWriter, Times};
 use super::tree::Tree;
 use crate::vfs::{Errno, FileType, NodeId};
 
@@ -30,13 +30,30 @@ impl Overlay {
     /// `out`'s; `InvalidData` for a name that begins with `.wh.` or a path beyond 4096 bytes or 256 components, which
     /// no layer can hold; the host's, from reading data. What was written until then is no whole tar.
     pub fn write_layer(&self, out: impl Write, leave_out: &dyn Fn(&[u8]) -> bool) -> io::Result<()> {
+        self.write(out, leave_out, Times::Kept)
+    }
+
+    /// As [`Overlay::write_layer`], with the epoch for all times: equal changes give equal bytes, whenever they were
+    /// made. Times also of what lies below, where its directories are written.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_layer_without_times(
+        &self,
+        out: impl Write,
+        leave_out: &dyn Fn(&[u8]) -> bool,
+    ) -> io::Result<()> {
+        self.write(out, leave_out, Times::LeftOut)
+    }
+
+    fn write(&self, out: impl Write, leave_out: &dyn Fn(&[u8]) -> bool, times: Times) -> io::Result<()> {
         let tree = self.shared();
         let changed =
             tree.nodes().filter(|(_, node)| node.dirty).map(|(ino, node)| node.shown(ino)).collect();
         let mut export = Export {
             tree: &tree,
             below: &self.below,
-            out: TarWriter::new(out, &self.below, &self.store),
+            out: TarWriter::new(out, &self.below, &self.store, times),
             leave_out,
             changed,
             written: HashMap::new(),

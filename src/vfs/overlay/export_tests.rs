@@ -9,7 +9,7 @@ use crate::vfs::layer::tests::Maker;
 use crate::vfs::layer::{Index, TarLimits};
 use crate::vfs::testing::{Paths, ROOT, against_host};
 use crate::vfs::{
-    Errno, FileSystem, FileType, Name, NodeId, Seek, SetAttr, SetTime, Time, falloc, mode, rename,
+    Errno, FileSystem, FileType, Name, NodeId, Seek, SetAttr, SetTime, Time, apply, falloc, mode, rename,
 };
 
 fn exported(fs: &Overlay) -> Vec<u8> {
@@ -145,6 +145,13 @@ fn changes_come_back_on_the_same_layers() {
     assert_eq!(ino("d/f"), ino("d/g"), "names of one file stay so");
     assert_eq!(ino(&format!("{long}/{long}")), ino("second-name"));
     assert_eq!(copy.attr("socket"), Err(Errno::ENOENT));
+    let applied = Overlay::new(vec![low.clone()], Limits::default()).expect("overlay");
+    apply(&applied, &layer(&exported(&fs))).expect("apply");
+    same(&fs, &applied, "by hand, applied");
+    let ino = |name: &str| Paths(&applied).attr(name).expect("attr").ino;
+    assert_eq!((ino("d/f"), ino(&format!("{long}/{long}"))), (ino("d/g"), ino("second-name")));
+    // Nothing is kept that nobody needs.
+    assert!(applied.usage().1 <= fs.usage().1 + 8, "{:?} {:?}", applied.usage(), fs.usage());
     // The negative control: without the layer, the trees differ.
     let without = Overlay::new(vec![low], Limits::default()).expect("overlay");
     assert_ne!(whole(&without), whole(&fs));
@@ -278,9 +285,44 @@ fn changes_over_a_directory_come_back_over_it() {
         let fs =
             Overlay::over_directory(below.path(), Default::default(), Limits::default()).expect("overlay");
         against_host(&fs, host.path(), seed * 7_001, 800);
-        let again = Overlay::new(vec![low, layer(&exported(&fs))], Limits::default()).expect("overlay");
+        let changes = layer(&exported(&fs));
+        let again = Overlay::new(vec![low, changes.clone()], Limits::default()).expect("overlay");
         same(&fs, &again, &format!("seed {seed}"));
+        // Made to the directory once more, they are the same, and so are the changes then.
+        let applied =
+            Overlay::over_directory(below.path(), Default::default(), Limits::default()).expect("overlay");
+        apply(&applied, &changes).expect("apply");
+        same(&fs, &applied, &format!("seed {seed}, applied"));
+        let copy = layer(&exported(&applied));
+        let twice =
+            Overlay::over_directory(below.path(), Default::default(), Limits::default()).expect("overlay");
+        apply(&twice, &copy).expect("apply");
+        same(&fs, &twice, &format!("seed {seed}, applied twice"));
     }
+}
+
+/// Only times tell the same changes apart that were made at other times.
+#[test]
+fn times_can_be_left_out() {
+    let low = lower().layer();
+    let changed = |secs: i64, content: &[u8]| {
+        let fs = Overlay::new(vec![low.clone()], Limits::default()).expect("overlay");
+        let paths = Paths(&fs);
+        paths.write("d/f", 0, content).expect("write");
+        paths.create("d/sub/new", 0o644).expect("create");
+        paths.mkdir("made", 0o755).expect("mkdir");
+        paths.unlink("kept").expect("unlink");
+        let mtime = Some(SetTime::At(Time { secs, nanos: 5 }));
+        paths.set("made", SetAttr { mtime, ..SetAttr::default() }).expect("set");
+        let mut tar = Vec::new();
+        fs.write_layer_without_times(&mut tar, &|_| false).expect("export");
+        (tar, exported(&fs))
+    };
+    let (one, two, other) = (changed(1, b"x"), changed(-70, b"x"), changed(1, b"y"));
+    assert_eq!(one.0, two.0);
+    assert_ne!(one.1, two.1);
+    assert_ne!(one.0, other.0);
+    assert_eq!(entries(&one.0), entries(&one.1));
 }
 
 /// GNU tar lists and unpacks it.

@@ -21,6 +21,15 @@ pub(super) struct TarWriter<'a, W> {
     out: W,
     below: &'a Below,
     store: &'a Store,
+    times: Times,
+}
+
+/// Whether entries have times.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Times {
+    Kept,
+    /// All are the epoch.
+    LeftOut,
 }
 
 fn failed(e: Errno) -> io::Error {
@@ -89,8 +98,8 @@ impl<W: Write> ReadSink for Through<'_, W> {
 }
 
 impl<'a, W: Write> TarWriter<'a, W> {
-    pub(super) fn new(out: W, below: &'a Below, store: &'a Store) -> Self {
-        TarWriter { out, below, store }
+    pub(super) fn new(out: W, below: &'a Below, store: &'a Store, times: Times) -> Self {
+        TarWriter { out, below, store, times }
     }
 
     /// Writes a node; a directory's path ends with `/`.
@@ -186,9 +195,13 @@ impl<'a, W: Write> TarWriter<'a, W> {
                 pax.add(key, id.to_string().as_bytes());
             }
         }
-        let whole = u64::try_from(node.mtime.secs).ok().filter(|&secs| secs <= MAX_SIZE);
-        if whole.is_none() || node.mtime.nanos != 0 {
-            pax.add(b"mtime", seconds(node.mtime).as_bytes());
+        let mtime = match self.times {
+            Times::Kept => node.mtime,
+            Times::LeftOut => Time { secs: 0, nanos: 0 },
+        };
+        let whole = u64::try_from(mtime.secs).ok().filter(|&secs| secs <= MAX_SIZE);
+        if whole.is_none() || mtime.nanos != 0 {
+            pax.add(b"mtime", seconds(mtime).as_bytes());
         }
         self.extension(pax)?;
         let mut header = tar::Header::new_ustar();

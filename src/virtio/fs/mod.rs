@@ -77,6 +77,11 @@ impl std::fmt::Debug for FsHost {
 }
 
 impl FsHost {
+    /// The file system behind the device; `None` if there is none.
+    pub fn file_system(&self) -> Option<Arc<dyn FileSystem>> {
+        self.shared.session().map(|session| session.file_system().clone())
+    }
+
     /// A copy of the file system behind the device and of what the guest holds of it; the guest must stand still. `None`
     /// if there is none.
     ///

@@ -86,6 +86,10 @@ impl Session {
         Self { fs, caching, minor: AtomicU32::new(0), ledger: Mutex::default() }
     }
 
+    pub(super) fn file_system(&self) -> &Arc<dyn FileSystem> {
+        &self.fs
+    }
+
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(|e| e.into_inner())
     }
