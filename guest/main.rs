@@ -9,6 +9,7 @@
 //! - [`stream`]: one running command: its pipes and their flow control
 //! - [`spawn`]: starting a process; [`users`]: whom it becomes, [`pty`]: its terminal
 //! - [`freeze`]: standing still for a snapshot
+//! - [`files`]: processes that work on files for the host
 //! - [`sys`], [`heap`], [`mem`]: system calls, allocator, memory functions
 //!
 //! As PID 1 it connects to vsock port [`protocol::PORT`] of the host and, when that connection ends
@@ -25,6 +26,7 @@
 extern crate alloc;
 
 mod boot;
+mod files;
 mod freeze;
 mod heap;
 mod mem;

@@ -2,6 +2,8 @@
 //! errno. Nothing here allocates, so all of it may be used between `vfork` and `exec`.
 
 pub(crate) mod files;
+pub(crate) mod paths;
+pub(crate) mod workers;
 
 use alloc::vec::Vec;
 use core::arch::asm;

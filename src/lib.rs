@@ -21,6 +21,8 @@
 //! * [`Source`]: what its file system starts from.
 //! * [`Snapshot`] and [`FileSystemSnapshot`]: a machine with all that runs in it, or only its files, as sources.
 //! * [`process`]: [`std::process`] for programs in the guest.
+//! * [`fs`]: [`std::fs`] for files in the guest, and a trait for code that works on both.
+//! * [`Host`]: this process's own system behind the same traits.
 //! * [`Error`]: what can go wrong with the machine as a whole. What goes wrong with something inside
 //!   it is an [`std::io::Error`], as in std.
 //!
@@ -59,7 +61,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 5 what callers write | [`instance`], [`process`] |
+//! | 5 what callers write | [`instance`], [`fs`], [`process`] |
 //! | 4 where machines come from | [`oci`]: images, registries, the store of layers |
 //! | 3 the running computer | [`machine`]: board, run loop, boot; the host's end of the guest protocol |
 //! | 2 hardware the guest sees | [`chipset`]: bus, interrupt controllers, timers, serial port; [`virtio`]: console, sockets, entropy |
@@ -82,6 +84,7 @@
 pub mod agent;
 pub mod arch;
 pub mod chipset;
+pub mod fs;
 mod host;
 pub mod hypervisor;
 pub mod instance;

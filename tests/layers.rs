@@ -12,6 +12,8 @@ const LAYERS: &[&[&str]] = &[
     &["virtio"],
     &["machine", "agent"],
     &["oci", "dockerfile"],
+    // A place without anything in it, for which those above implement their traits.
+    &["host"],
     &["fs", "process", "net"],
     // What has files, processes and sockets gives them out.
     &["instance"],

@@ -11,26 +11,49 @@ pub fn guest_error(errno: i32) -> io::Error {
     if cfg!(target_os = "linux") {
         return io::Error::from_raw_os_error(errno);
     }
-    let kind = match errno {
+    io::Error::new(kind_of(errno), format!("guest error {errno}"))
+}
+
+/// The kind that std on Linux gives an errno; `Other` where that has no name.
+fn kind_of(errno: i32) -> ErrorKind {
+    match errno {
         1 | 13 => ErrorKind::PermissionDenied,
         2 => ErrorKind::NotFound,
         4 => ErrorKind::Interrupted,
         7 => ErrorKind::ArgumentListTooLong,
         11 => ErrorKind::WouldBlock,
         12 => ErrorKind::OutOfMemory,
+        16 => ErrorKind::ResourceBusy,
         17 => ErrorKind::AlreadyExists,
+        18 => ErrorKind::CrossesDevices,
         20 => ErrorKind::NotADirectory,
         21 => ErrorKind::IsADirectory,
         22 => ErrorKind::InvalidInput,
         26 => ErrorKind::ExecutableFileBusy,
         27 => ErrorKind::FileTooLarge,
         28 => ErrorKind::StorageFull,
+        29 => ErrorKind::NotSeekable,
         30 => ErrorKind::ReadOnlyFilesystem,
+        31 => ErrorKind::TooManyLinks,
         32 => ErrorKind::BrokenPipe,
+        35 => ErrorKind::Deadlock,
+        36 => ErrorKind::InvalidFilename,
+        38 | 95 => ErrorKind::Unsupported,
+        39 => ErrorKind::DirectoryNotEmpty,
+        98 => ErrorKind::AddrInUse,
+        99 => ErrorKind::AddrNotAvailable,
+        100 => ErrorKind::NetworkDown,
+        101 => ErrorKind::NetworkUnreachable,
+        103 => ErrorKind::ConnectionAborted,
+        104 => ErrorKind::ConnectionReset,
+        107 => ErrorKind::NotConnected,
         110 => ErrorKind::TimedOut,
+        111 => ErrorKind::ConnectionRefused,
+        113 => ErrorKind::HostUnreachable,
+        116 => ErrorKind::StaleNetworkFileHandle,
+        122 => ErrorKind::QuotaExceeded,
         _ => ErrorKind::Other,
-    };
-    io::Error::new(kind, format!("guest error {errno}"))
+    }
 }
 
 /// An error that says more than its number; the number's own error is its source.
@@ -73,4 +96,24 @@ pub(super) fn spawn_error(errno: i32, at: Obstacle, user: Option<&CStr>, cwd: Op
     let kind = if errno == ERANGE { ErrorKind::InvalidInput } else { source.kind() };
     let subject = subject.unwrap_or(c"/").to_string_lossy().into_owned();
     io::Error::new(kind, Explained { what: format!("{what}: {subject:?}"), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What hosts of other systems make of a guest's errno is what Linux's own std makes of it.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn every_errno_has_the_kind_of_std() {
+        for errno in 1..=133 {
+            let std = io::Error::from_raw_os_error(errno).kind();
+            // Those that stable Rust cannot name.
+            let unnamed =
+                ["Uncategorized", "FilesystemLoop", "InProgress"].contains(&format!("{std:?}").as_str());
+            let expected = if unnamed { ErrorKind::Other } else { std };
+            assert_eq!(kind_of(errno), expected, "errno {errno}");
+            assert_eq!(guest_error(errno).raw_os_error(), Some(errno));
+        }
+    }
 }

@@ -4,12 +4,14 @@
 //! - [`Client`]: one connection: starts commands, asks the agent for things, tells everybody when the
 //!   machine is gone
 //! - [`Stream`]: one running command as the protocol sees it
+//! - [`files`]: operations on the guest's files, done by processes of their own
 //! - [`BINARY`]: the agent itself, for the initial file system
 //!
 //! This is the layer below [`crate::process`]; callers of the library have no business here.
 
 mod client;
 mod errno;
+pub mod files;
 pub mod protocol;
 mod stream;
 #[cfg(test)]

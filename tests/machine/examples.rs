@@ -55,3 +55,19 @@ fn file_ops() {
         writing to the input: refused\nthe input is still: fig\nin this machine: mine\nand no /home\n";
     assert_eq!((status, &*said), (Some(0), expected));
 }
+
+#[test]
+fn host_or_guest() {
+    let Some(path) = example("host_or_guest") else { return };
+    let dir = crate::support::scratch();
+    std::fs::create_dir(dir.path().join("sub")).unwrap();
+    for (name, content) in [("a", "same"), ("b", "else"), ("sub/c", "same"), ("empty", ""), ("empty2", "")] {
+        std::fs::write(dir.path().join(name), content).unwrap();
+    }
+    let out = program(path).arg(dir.path()).output().expect("the example runs");
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "{out:?}");
+    let before = "1 duplicates\n  sub/c = a\n";
+    let after = "2 duplicates\n  sub/c = a\n  two = one\n";
+    assert_eq!(said, format!("here: {before}in the machine: {before}in the machine: {after}"));
+}
