@@ -19,6 +19,8 @@ mod guest_fs;
 mod host;
 #[path = "machine/image.rs"]
 mod image;
+#[path = "machine/net.rs"]
+mod net;
 #[path = "machine/program.rs"]
 mod program;
 #[path = "machine/pull.rs"]
@@ -63,6 +65,7 @@ fn names() -> Vec<String> {
     let mut names: Vec<String> = ONE.into_iter().chain(BOOT).map(str::to_owned).collect();
     names.extend(snapshots::NAMES.map(str::to_owned));
     names.extend(files::NAMES.map(str::to_owned));
+    names.extend(net::NAMES.map(str::to_owned));
     names.extend(guest_fs::names());
     names.extend(vfs::names());
     names.extend([image::NAME].into_iter().chain(PULL).map(str::to_owned));
@@ -73,7 +76,7 @@ fn main() -> Result<()> {
     let Some(mut report) = Report::from_arguments()? else { return Ok(()) };
 
     let (guest_fs, native_fs) = (guest_fs::names(), vfs::names());
-    let machines = ONE.iter().chain(&BOOT).chain(&snapshots::NAMES).chain(&files::NAMES);
+    let machines = ONE.iter().chain(&BOOT).chain(&snapshots::NAMES).chain(&files::NAMES).chain(&net::NAMES);
     if report.wants_any(machines) || report.wants_any(&guest_fs) {
         // Fetches what is missing, so that no measurement contains a download.
         drop(Source::busybox()?);
@@ -90,6 +93,9 @@ fn main() -> Result<()> {
     }
     if report.wants_any(&files::NAMES) {
         files::measure(&mut report)?;
+    }
+    if report.wants_any(&net::NAMES) {
+        net::measure(&mut report)?;
     }
     if report.wants_any(&guest_fs) {
         guest_fs::measure(&mut report)?;

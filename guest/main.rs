@@ -8,6 +8,7 @@
 //! - [`server`]: the connection to the host and the event loop
 //! - [`stream`]: one running command: its pipes and their flow control
 //! - [`spawn`]: starting a process; [`users`]: whom it becomes, [`pty`]: its terminal
+//! - [`net`]: sockets that the host's program holds
 //! - [`freeze`]: standing still for a snapshot
 //! - [`files`]: processes that work on files for the host
 //! - [`sys`], [`heap`], [`mem`]: system calls, allocator, memory functions
@@ -30,6 +31,7 @@ mod files;
 mod freeze;
 mod heap;
 mod mem;
+mod net;
 #[path = "../src/agent/protocol.rs"]
 #[allow(dead_code, unused_imports)]
 mod protocol;

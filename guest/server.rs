@@ -13,7 +13,7 @@ use crate::protocol::{self, Channel, Decoder, Ending, Error, Exited, Message, Mo
 use crate::spawn::Failure;
 use crate::stream::{Context, SEND_HIGH, Stream};
 use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, Errno, Fd};
-use crate::{files, freeze, log, root, spawn};
+use crate::{files, freeze, log, net, root, spawn};
 
 const MAX_STREAMS: usize = 1024;
 /// With more than this much unsent, nothing more is read from the host.
@@ -102,6 +102,7 @@ pub(crate) struct Server {
     streams: BTreeMap<u64, Stream>,
     /// When the time of which stream is over, for those that run.
     deadlines: BTreeSet<(u64, u64)>,
+    net: net::Net,
     shutdown: Option<Shutdown>,
     init: Option<Init>,
 }
@@ -138,6 +139,7 @@ impl Server {
             starved: false,
             streams: BTreeMap::new(),
             deadlines: BTreeSet::new(),
+            net: net::Net::default(),
             shutdown: None,
             init: None,
         };
@@ -162,6 +164,10 @@ impl Server {
                 match token {
                     LINK => self.on_link(mask),
                     CHILDREN => drop(self.on_children()),
+                    _ if token & 3 == net::TOKEN => {
+                        let (net, mut cx) = self.net();
+                        net.on_event(token >> 2, mask, &mut cx);
+                    }
                     _ => self.on_pipe(token),
                 }
             }
@@ -178,8 +184,8 @@ impl Server {
         {
             let _ = self.begin_shutdown(0, Ending::PowerOff, 0);
         }
-        if let (Connection::Up { .. }, None, true) =
-            (&self.connection, &self.shutdown, self.deadlines.is_empty())
+        if let (Connection::Up { .. }, None, true, None) =
+            (&self.connection, &self.shutdown, self.deadlines.is_empty(), self.net.deadline())
         {
             return -1;
         }
@@ -190,6 +196,8 @@ impl Server {
                 stream.on_deadline();
             }
         }
+        let (net, mut cx) = self.net();
+        net.on_time(now, &mut cx);
         match &self.connection {
             Connection::Down { retry_at } if *retry_at <= now => self.connect(now),
             Connection::Connecting { until, .. } if *until <= now => self.go_down(),
@@ -205,6 +213,7 @@ impl Server {
         };
         let next = next.min(self.shutdown.as_ref().map_or(u64::MAX, |s| s.until));
         let next = next.min(self.deadlines.first().map_or(u64::MAX, |(at, _)| *at));
+        let next = next.min(self.net.deadline().unwrap_or(u64::MAX));
         if next == u64::MAX { -1 } else { (next.saturating_sub(now) / MS + 1).min(60_000) as i32 }
     }
 
@@ -250,6 +259,7 @@ impl Server {
         let wait = if greeted { 0 } else { self.backoff };
         self.connection = Connection::Down { retry_at: sys::now() + wait };
         self.outgoing = Vec::new();
+        self.net.clear();
         for stream in self.streams.values_mut() {
             let mut cx =
                 Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
@@ -321,6 +331,14 @@ impl Server {
             }
         }
         let reply = match message {
+            Message::Socket(request) => {
+                let key = self.key(id);
+                if self.streams.contains_key(&key) {
+                    return Err(Error::Unexpected);
+                }
+                let (net, mut cx) = self.net();
+                return net.on_request(key, request, &mut cx);
+            }
             Message::Spawn(spawn) => return self.on_spawn(id, &spawn),
             // It has the reply, then: nothing more is to be said.
             Message::Ping(_) if self.shutdown.as_ref().is_some_and(|s| s.stage == Stage::Telling) => {
@@ -402,7 +420,7 @@ impl Server {
 
     fn on_spawn(&mut self, id: u32, spawn: &Spawn<'_>) -> Result<(), Error> {
         let key = self.key(id);
-        if id == 0 || self.streams.contains_key(&key) {
+        if id == 0 || self.streams.contains_key(&key) || self.net.contains(key) {
             return Err(Error::Unexpected);
         }
         let started = if self.shutdown.is_some() {
@@ -443,7 +461,10 @@ impl Server {
     /// Messages of a running command. Its stream may be over already, which the host cannot know.
     fn on_stream(&mut self, id: u32, message: Message<'_>) -> Result<(), Error> {
         let key = self.key(id);
-        let Some(stream) = self.streams.get_mut(&key) else { return Ok(()) };
+        let Some(stream) = self.streams.get_mut(&key) else {
+            let (net, mut cx) = self.net();
+            return net.on_stream(key, message, &mut cx);
+        };
         let mut cx = Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
         match message {
             Message::Data(Channel::Stdin, bytes) => stream.on_data(bytes, &mut cx)?,
@@ -538,7 +559,15 @@ impl Server {
                     Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
                 stream.rewatch(&mut cx);
             }
+            let (net, mut cx) = self.net();
+            net.rewatch(&mut cx);
         }
+    }
+
+    /// The sockets, and what they work with.
+    fn net(&mut self) -> (&mut net::Net, Context<'_>) {
+        let cx = Context { epoll: &self.epoll, outgoing: &mut self.outgoing, starved: &mut self.starved };
+        (&mut self.net, cx)
     }
 
     /// Signals every process of the machine; where it is not ours, every command's group.

@@ -2,6 +2,7 @@
 //! errno. Nothing here allocates, so all of it may be used between `vfork` and `exec`.
 
 pub(crate) mod files;
+pub(crate) mod net;
 pub(crate) mod paths;
 pub(crate) mod workers;
 
@@ -64,6 +65,14 @@ mod nr {
     pub(super) const GETPID: usize = 39;
     pub(super) const SOCKET: usize = 41;
     pub(super) const CONNECT: usize = 42;
+    pub(super) const SENDTO: usize = 44;
+    pub(super) const RECVFROM: usize = 45;
+    pub(super) const SHUTDOWN: usize = 48;
+    pub(super) const BIND: usize = 49;
+    pub(super) const LISTEN: usize = 50;
+    pub(super) const GETSOCKNAME: usize = 51;
+    pub(super) const GETPEERNAME: usize = 52;
+    pub(super) const SETSOCKOPT: usize = 54;
     pub(super) const GETSOCKOPT: usize = 55;
     pub(super) const CLONE: usize = 56;
     pub(super) const EXECVE: usize = 59;
@@ -99,12 +108,14 @@ mod nr {
     pub(super) const OPENAT: usize = 257;
     pub(super) const NEWFSTATAT: usize = 262;
     pub(super) const EPOLL_PWAIT: usize = 281;
+    pub(super) const ACCEPT4: usize = 288;
     pub(super) const SIGNALFD4: usize = 289;
     pub(super) const EPOLL_CREATE1: usize = 291;
     pub(super) const DUP3: usize = 292;
     pub(super) const PIPE2: usize = 293;
     pub(super) const PRLIMIT64: usize = 302;
     pub(super) const FINIT_MODULE: usize = 313;
+    pub(super) const GETRANDOM: usize = 318;
     pub(super) const CLOSE_RANGE: usize = 436;
 }
 

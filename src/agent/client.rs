@@ -16,12 +16,13 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::errno::{guest_error, spawn_error};
 use super::protocol::{self, Decoder, Ending, Message, Spawn};
+use super::sockets::Waker;
 use super::stream::{Slot, Stream};
 
 /// The host's end of a connection to an agent. Many threads may use one.
@@ -29,13 +30,61 @@ use super::stream::{Slot, Stream};
 pub struct Client {
     shared: Arc<Shared>,
     reader: Mutex<Option<JoinHandle<()>>>,
+    helpers: Mutex<Vec<Weak<Helper>>>,
+}
+
+/// A thread that works with a connection and ends with it.
+#[derive(Debug)]
+pub struct Helper(Mutex<Option<JoinHandle<()>>>);
+
+impl Helper {
+    /// Waits for its end. Several may.
+    pub fn join(&self) {
+        // Whoever comes second waits for the lock.
+        if let Some(thread) = lock(&self.0).take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Has a waker called when the connection ends.
+pub struct Watch {
+    shared: Arc<Shared>,
+    id: u32,
+}
+
+struct WatchSlot(Waker);
+
+impl Receiver for WatchSlot {
+    fn lose(&self) {
+        (self.0)();
+    }
+
+    fn take_message(&self, _: Message<'_>) -> Result<bool, protocol::Error> {
+        Err(protocol::Error::Unexpected)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.shared.forget(self.id);
+    }
+}
+
+/// The place of one stream, where the reading thread leaves what comes for it.
+pub(super) trait Receiver: Send + Sync {
+    /// The connection has ended: nothing more will come.
+    fn lose(&self);
+
+    /// Takes in a message of the guest. Says whether the stream is over.
+    fn take_message(&self, message: Message<'_>) -> Result<bool, protocol::Error>;
 }
 
 /// What streams and the reading thread share.
 pub(super) struct Shared {
     writer: Mutex<Box<dyn Write + Send>>,
     /// `None` once the connection has ended.
-    streams: Mutex<Option<HashMap<u32, Arc<Slot>>>>,
+    streams: Mutex<Option<HashMap<u32, Arc<dyn Receiver>>>>,
     next: AtomicU32,
     cause: OnceLock<(io::ErrorKind, String)>,
     /// Whether [`Client::set_cause`] was called.
@@ -69,7 +118,7 @@ impl Client {
         let greeting = Arc::new(Slot::default());
         let shared = Arc::new(Shared {
             writer: Mutex::new(Box::new(writer)),
-            streams: Mutex::new(Some(HashMap::from([(GREETING, greeting.clone())]))),
+            streams: Mutex::new(Some(HashMap::from([(GREETING, greeting.clone() as Arc<dyn Receiver>)]))),
             next: AtomicU32::new(1),
             cause: OnceLock::new(),
             told: Mutex::new(false),
@@ -79,7 +128,7 @@ impl Client {
             let shared = shared.clone();
             std::thread::Builder::new().name("cc-agent".into()).spawn(move || shared.read_all(reader))?
         };
-        let client = Arc::new(Client { shared, reader: Mutex::new(Some(thread)) });
+        let client = Arc::new(Client { shared, reader: Mutex::new(Some(thread)), helpers: Mutex::default() });
         client.shared.send(0, &Message::Hello(protocol::VERSION))?;
         let stream = Stream::new(client.shared.clone(), greeting, GREETING);
         match stream.reply(Some(Instant::now() + timeout))? {
@@ -128,12 +177,30 @@ impl Client {
         lock(&self.shared.streams).as_ref().map_or(0, HashMap::len)
     }
 
-    /// Waits for the reading thread, which ends with the byte stream.
+    /// Waits for the reading thread, which ends with the byte stream, and for all helpers.
     pub fn join(&self) {
         let thread = lock(&self.reader).take();
         if let Some(thread) = thread {
             let _ = thread.join();
         }
+        let helpers = std::mem::take(&mut *lock(&self.helpers));
+        helpers.iter().filter_map(Weak::upgrade).for_each(|helper| helper.join());
+    }
+
+    /// Starts a thread that [`Client::join`] waits for. It must end when the connection does.
+    pub fn help(&self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<Arc<Helper>> {
+        let thread = std::thread::Builder::new().name(name.into()).spawn(work)?;
+        let helper = Arc::new(Helper(Mutex::new(Some(thread))));
+        let mut helpers = lock(&self.helpers);
+        helpers.retain(|helper| helper.strong_count() > 0);
+        helpers.push(Arc::downgrade(&helper));
+        Ok(helper)
+    }
+
+    /// Has `waker` called when the connection ends.
+    pub fn watch(&self, waker: Waker) -> io::Result<Watch> {
+        let id = self.shared.enter(Arc::new(WatchSlot(waker)))?;
+        Ok(Watch { shared: self.shared.clone(), id })
     }
 
     /// Starts a command and waits until it runs. An error with an OS error code is what its `exec`
@@ -225,20 +292,12 @@ impl Client {
 
     fn open(&self, slot: Slot) -> io::Result<(Stream, u32)> {
         let slot = Arc::new(slot);
-        let mut streams = lock(&self.shared.streams);
-        let Some(table) = streams.as_mut() else {
-            drop(streams);
-            return Err(self.shared.ended_error());
-        };
-        let id = loop {
-            let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-            if id != GREETING && !table.contains_key(&id) {
-                break id;
-            }
-        };
-        table.insert(id, slot.clone());
-        drop(streams);
+        let id = self.shared.enter(slot.clone())?;
         Ok((Stream::new(self.shared.clone(), slot, id), id))
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 }
 
@@ -265,6 +324,23 @@ impl Shared {
             self.end();
             self.ended_error()
         })
+    }
+
+    /// Gives a stream a number and its place on the table.
+    pub(super) fn enter(&self, slot: Arc<dyn Receiver>) -> io::Result<u32> {
+        let mut streams = lock(&self.streams);
+        let Some(table) = streams.as_mut() else {
+            drop(streams);
+            return Err(self.ended_error());
+        };
+        let id = loop {
+            let id = self.next.fetch_add(1, Ordering::Relaxed);
+            if id != GREETING && !table.contains_key(&id) {
+                break id;
+            }
+        };
+        table.insert(id, slot);
+        Ok(id)
     }
 
     pub(super) fn forget(&self, id: u32) {

@@ -11,11 +11,11 @@ pub fn guest_error(errno: i32) -> io::Error {
     if cfg!(target_os = "linux") {
         return io::Error::from_raw_os_error(errno);
     }
-    io::Error::new(kind_of(errno), format!("guest error {errno}"))
+    io::Error::new(kind(errno), format!("guest error {errno}"))
 }
 
-/// The kind that std on Linux gives an errno; `Other` where that has no name.
-fn kind_of(errno: i32) -> ErrorKind {
+/// The kind of a Linux errno, as std has it on Linux; `Other` where that has no name.
+pub(super) fn kind(errno: i32) -> ErrorKind {
     match errno {
         1 | 13 => ErrorKind::PermissionDenied,
         2 => ErrorKind::NotFound,
@@ -112,7 +112,7 @@ mod tests {
             let unnamed =
                 ["Uncategorized", "FilesystemLoop", "InProgress"].contains(&format!("{std:?}").as_str());
             let expected = if unnamed { ErrorKind::Other } else { std };
-            assert_eq!(kind_of(errno), expected, "errno {errno}");
+            assert_eq!(kind(errno), expected, "errno {errno}");
             assert_eq!(guest_error(errno).raw_os_error(), Some(errno));
         }
     }

@@ -5,6 +5,7 @@
 //!   machine is gone
 //! - [`Stream`]: one running command as the protocol sees it
 //! - [`files`]: operations on the guest's files, done by processes of their own
+//! - [`Connection`], [`Listener`], [`Datagrams`]: sockets of the guest
 //! - [`BINARY`]: the agent itself, for the initial file system
 //!
 //! This is the layer below [`crate::process`]; callers of the library have no business here.
@@ -13,14 +14,16 @@ mod client;
 mod errno;
 pub mod files;
 pub mod protocol;
+mod sockets;
 mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use client::Client;
+pub use client::{Client, Helper, Watch};
 pub use errno::guest_error;
+pub use sockets::{Connection, Datagrams, Failure, Listener, Name, Place, Until, Waker, look_up};
 pub use stream::{Collected, Output, Stream};
 
 /// The guest agent, a static x86-64 Linux program. Empty when the toolchain that built this crate

@@ -20,6 +20,8 @@ use core::fmt;
 
 #[path = "protocol/files.rs"]
 pub mod files;
+#[path = "protocol/net.rs"]
+pub mod net;
 #[path = "protocol/renew.rs"]
 mod renew;
 #[path = "protocol/root.rs"]
@@ -37,7 +39,7 @@ pub const HEADER: usize = 9;
 /// Most bytes in one [`Message::Data`].
 pub const MAX_DATA: usize = 64 * 1024;
 /// Most payload bytes of any frame but [`Message::Spawn`] and [`Message::Root`].
-pub const MAX_PAYLOAD: usize = MAX_DATA + 64;
+pub const MAX_PAYLOAD: usize = MAX_DATA + 256;
 /// Most payload bytes of [`Message::Spawn`] and [`Message::Root`]: above what a kernel takes as arguments and environment.
 pub const MAX_SPAWN: usize = 4 * 1024 * 1024;
 /// Bytes that may be under way on a channel without credit, in either direction.
@@ -274,6 +276,10 @@ pub enum Message<'a> {
     /// Host, a request: have connections to this port served by file workers, see [`files`]. The first connection only
     /// says by its end when to stop. Those of an earlier request end.
     Files(u32),
+    /// Host: something about a socket of the guest.
+    Socket(net::Request<'a>),
+    /// Agent: something about a socket.
+    SocketEvent(net::Event<'a>),
     /// Host, a request: write out what the kernel has of changed files.
     Sync,
 }
@@ -301,6 +307,8 @@ mod kind {
     pub(super) const THAW: u8 = 22;
     pub(super) const RESIZE: u8 = 24;
     pub(super) const FILES: u8 = 32;
+    pub(super) const SOCKET: u8 = 48;
+    pub(super) const SOCKET_EVENT: u8 = 49;
     pub(super) const SYNC: u8 = 40;
 }
 
@@ -316,6 +324,8 @@ impl<'a> Message<'a> {
             }
             Message::Spawn(spawn) => spawn.encode(out),
             Message::Root(root) => root.encode(out),
+            Message::Socket(request) => request.encode(out),
+            Message::SocketEvent(event) => event.encode(out),
             Message::Freeze | Message::Thaw | Message::Sync => {}
             Message::Spawned(v) | Message::Files(v) => out.extend_from_slice(&v.to_le_bytes()),
             Message::SpawnFailed(errno, obstacle) => {
@@ -382,6 +392,8 @@ impl<'a> Message<'a> {
             Message::Freeze => kind::FREEZE,
             Message::Thaw => kind::THAW,
             Message::Files(_) => kind::FILES,
+            Message::Socket(_) => kind::SOCKET,
+            Message::SocketEvent(_) => kind::SOCKET_EVENT,
             Message::Sync => kind::SYNC,
         }
     }
@@ -431,6 +443,8 @@ impl<'a> Message<'a> {
             kind::FREEZE => Message::Freeze,
             kind::THAW => Message::Thaw,
             kind::FILES => Message::Files(r.u32()?),
+            kind::SOCKET => Message::Socket(net::Request::decode(&mut r)?),
+            kind::SOCKET_EVENT => Message::SocketEvent(net::Event::decode(&mut r)?),
             kind::SYNC => Message::Sync,
             other => return Err(Error::UnknownKind(other)),
         };

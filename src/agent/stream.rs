@@ -9,7 +9,7 @@ use std::io::{self, PipeWriter};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::client::{Shared, lock};
+use super::client::{Receiver, Shared, lock};
 use super::protocol::{Channel, Error, Exited, MAX_DATA, Message, Obstacle, WINDOW};
 
 /// How long complete output is waited for after a command's end when other processes still hold its
@@ -143,16 +143,17 @@ impl Slot {
         let state = State { command: true, input, outputs, ..State::default() };
         Slot { state: Mutex::new(state), changed: Condvar::new() }
     }
+}
 
-    pub(super) fn lose(&self) {
+impl Receiver for Slot {
+    fn lose(&self) {
         let mut state = lock(&self.state);
         state.lost = true;
         state.waker = None;
         self.changed.notify_all();
     }
 
-    /// Takes in a message of the guest. Says whether the stream is over.
-    pub(super) fn take_message(&self, message: Message<'_>) -> Result<bool, Error> {
+    fn take_message(&self, message: Message<'_>) -> Result<bool, Error> {
         let mut state = lock(&self.state);
         // A stream leaves the table only when nobody can wait on it any more, so each message has to
         // be one that this stream can have now.

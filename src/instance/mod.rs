@@ -10,6 +10,7 @@ mod error;
 mod files;
 mod fs_snapshot;
 mod mount;
+mod net;
 mod progress;
 mod root;
 mod saved;

@@ -11,6 +11,7 @@ pub(crate) mod input;
 pub(crate) mod mapped;
 pub mod memory;
 pub mod random;
+pub(crate) mod sockets;
 
 /// Whether this process may give files of the host to anybody.
 #[cfg(unix)]

@@ -71,3 +71,18 @@ fn host_or_guest() {
     let after = "2 duplicates\n  sub/c = a\n  two = one\n";
     assert_eq!(said, format!("here: {before}in the machine: {before}in the machine: {after}"));
 }
+
+#[test]
+fn talk_to_server() {
+    let Some(path) = example("talk_to_server") else { return };
+    let out = program(path).output().expect("the example runs");
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success() && out.stderr.is_empty(), "{out:?}");
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[0], "from this program: <h1>Hello from the guest</h1>");
+    assert!(
+        lines[1].starts_with("http://127.0.0.1:")
+            && lines[1].ends_with("/ says: <h1>Hello from the guest</h1>")
+    );
+    assert_eq!(lines[2..], ["the guest said: greetings", "and was told: well received"]);
+}
