@@ -11,6 +11,8 @@
 //! anything is measured. Each figure comes from real machines; one that cannot be had is left out
 //! with a note on standard error.
 
+#[path = "machine/files.rs"]
+mod files;
 #[path = "machine/guest_fs.rs"]
 mod guest_fs;
 #[path = "machine/host.rs"]
@@ -62,6 +64,7 @@ const PULL: [&str; 2] = ["pull.mb_s", "pull.vs_skopeo_umoci"];
 fn names() -> Vec<String> {
     let mut names: Vec<String> = ONE.into_iter().chain(BOOT).map(str::to_owned).collect();
     names.extend(snapshots::NAMES.map(str::to_owned));
+    names.extend(files::NAMES.map(str::to_owned));
     names.extend(net::NAMES.map(str::to_owned));
     names.extend(guest_fs::names());
     names.extend(vfs::names());
@@ -73,7 +76,7 @@ fn main() -> Result<()> {
     let Some(mut report) = Report::from_arguments()? else { return Ok(()) };
 
     let (guest_fs, native_fs) = (guest_fs::names(), vfs::names());
-    let machines = ONE.iter().chain(&BOOT).chain(&snapshots::NAMES).chain(&net::NAMES);
+    let machines = ONE.iter().chain(&BOOT).chain(&snapshots::NAMES).chain(&files::NAMES).chain(&net::NAMES);
     if report.wants_any(machines) || report.wants_any(&guest_fs) {
         // Fetches what is missing, so that no measurement contains a download.
         drop(Source::busybox()?);
@@ -87,6 +90,9 @@ fn main() -> Result<()> {
     }
     if report.wants_any(&snapshots::NAMES) {
         snapshots::measure(&mut report)?;
+    }
+    if report.wants_any(&files::NAMES) {
+        files::measure(&mut report)?;
     }
     if report.wants_any(&net::NAMES) {
         net::measure(&mut report)?;

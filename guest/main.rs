@@ -10,6 +10,7 @@
 //! - [`spawn`]: starting a process; [`users`]: whom it becomes, [`pty`]: its terminal
 //! - [`net`]: sockets that the host's program holds
 //! - [`freeze`]: standing still for a snapshot
+//! - [`files`]: processes that work on files for the host
 //! - [`sys`], [`heap`], [`mem`]: system calls, allocator, memory functions
 //!
 //! As PID 1 it connects to vsock port [`protocol::PORT`] of the host and, when that connection ends
@@ -26,6 +27,7 @@
 extern crate alloc;
 
 mod boot;
+mod files;
 mod freeze;
 mod heap;
 mod mem;

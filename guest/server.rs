@@ -13,7 +13,7 @@ use crate::protocol::{self, Channel, Decoder, Ending, Error, Exited, Message, Mo
 use crate::spawn::Failure;
 use crate::stream::{Context, SEND_HIGH, Stream};
 use crate::sys::{self, EPOLLIN, EPOLLOUT, Epoll, Errno, Fd};
-use crate::{freeze, log, net, root, spawn};
+use crate::{files, freeze, log, net, root, spawn};
 
 const MAX_STREAMS: usize = 1024;
 /// With more than this much unsent, nothing more is read from the host.
@@ -88,6 +88,8 @@ pub(crate) struct Server {
     /// What lies over files of the root, by path.
     files: Vec<(CString, Fd)>,
     frozen: freeze::Frozen,
+    /// The process that works on files for the host.
+    holder: Option<i32>,
     host: Host,
     connection: Connection,
     backoff: u64,
@@ -122,6 +124,7 @@ impl Server {
             rooted: false,
             files: Vec::new(),
             frozen: freeze::Frozen::default(),
+            holder: None,
             host: match link {
                 Link::Machine => Host::Vsock,
                 Link::Unix(path) => Host::Unix(path),
@@ -359,6 +362,7 @@ impl Server {
             {
                 Err(sys::EPERM)
             }
+            Message::Files(port) => self.serve_files(port),
             Message::Freeze => freeze::freeze(&mut self.frozen),
             Message::Thaw => {
                 freeze::thaw(&mut self.frozen);
@@ -377,6 +381,18 @@ impl Server {
             other => return self.on_stream(id, other),
         };
         Message::Reply(reply.err().map_or(0, |e| e.0)).encode(id, &mut self.outgoing);
+        Ok(())
+    }
+
+    /// Has files served at `port`, and no longer by who did so far.
+    fn serve_files(&mut self, port: u32) -> sys::Result<()> {
+        if self.shutdown.is_some() {
+            return Err(sys::ESHUTDOWN);
+        }
+        if let Some(pid) = self.holder.take() {
+            let _ = sys::kill(pid, sys::SIGKILL);
+        }
+        self.holder = Some(files::start(port, self.machine)?);
         Ok(())
     }
 
@@ -488,6 +504,7 @@ impl Server {
         let mut reaped = sys::reap();
         while let Ok(Some((pid, status, usage))) = reaped {
             reaped = sys::reap();
+            self.holder = self.holder.filter(|holder| *holder != pid);
             let Some(stream) = self.streams.values_mut().find(|s| s.pid == pid && !s.ended) else { continue };
             let micros = |[s, us]: [i64; 2]| (s.max(0) as u64) * 1_000_000 + us.max(0) as u64;
             let exited = Exited {

@@ -3,6 +3,8 @@
 
 pub(crate) mod files;
 pub(crate) mod net;
+pub(crate) mod paths;
+pub(crate) mod workers;
 
 use alloc::vec::Vec;
 use core::arch::asm;

@@ -21,6 +21,8 @@
 //! * [`Source`]: what its file system starts from.
 //! * [`Snapshot`] and [`FileSystemSnapshot`]: a machine with all that runs in it, or only its files, as sources.
 //! * [`process`]: [`std::process`] for programs in the guest.
+//! * [`fs`]: [`std::fs`] for files in the guest, and a trait for code that works on both.
+//! * [`Host`]: this process's own system behind the same traits, and [`Machine`]: all of them at once.
 //! * [`net`]: [`std::net`] where the guest is; ports of the host that lead into it, and out of it.
 //! * [`Error`]: what can go wrong with the machine as a whole. What goes wrong with something inside
 //!   it is an [`std::io::Error`], as in std.
@@ -60,7 +62,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | 5 what callers write | [`instance`], [`process`], [`net`] |
+//! | 5 what callers write | [`instance`], [`fs`], [`process`], [`net`] |
 //! | 4 where machines come from | [`oci`]: images, registries, the store of layers |
 //! | 3 the running computer | [`machine`]: board, run loop, boot; the host's end of the guest protocol |
 //! | 2 hardware the guest sees | [`chipset`]: bus, interrupt controllers, timers, serial port; [`virtio`]: console, sockets, entropy |
@@ -83,6 +85,7 @@
 pub mod agent;
 pub mod arch;
 pub mod chipset;
+pub mod fs;
 mod host;
 pub mod hypervisor;
 pub mod instance;
@@ -96,7 +99,7 @@ pub mod sys;
 pub mod vfs;
 pub mod virtio;
 
-pub use host::Host;
+pub use host::{Host, Machine};
 pub use instance::{
     Backend, Error, FileSystemSnapshotOptions, Instance, InstanceBuilder, Mount, Snapshot, Source, Timing,
 };

@@ -157,6 +157,16 @@ impl Client {
         self.shared.ended_error()
     }
 
+    /// Has connections to the guest's `port` served by file workers; fails where something else listens there.
+    pub fn serve_files(&self, port: u32) -> io::Result<()> {
+        self.request(&Message::Files(port))
+    }
+
+    /// The error that every operation gives, once the connection has ended or is known to end.
+    pub fn ending(&self) -> Option<io::Error> {
+        (self.shared.cause.get().is_some() || self.is_ended()).then(|| self.ended_error())
+    }
+
     /// Whether the connection has ended.
     pub fn is_ended(&self) -> bool {
         lock(&self.shared.streams).is_none()

@@ -11,10 +11,10 @@ pub fn guest_error(errno: i32) -> io::Error {
     if cfg!(target_os = "linux") {
         return io::Error::from_raw_os_error(errno);
     }
-    io::Error::new(kind(errno), format!("Linux error {errno} in the guest"))
+    io::Error::new(kind(errno), format!("guest error {errno}"))
 }
 
-/// The kind of a Linux errno, as std has it on Linux.
+/// The kind of a Linux errno, as std has it on Linux; `Other` where that has no name.
 pub(super) fn kind(errno: i32) -> ErrorKind {
     match errno {
         1 | 13 => ErrorKind::PermissionDenied,
@@ -96,4 +96,24 @@ pub(super) fn spawn_error(errno: i32, at: Obstacle, user: Option<&CStr>, cwd: Op
     let kind = if errno == ERANGE { ErrorKind::InvalidInput } else { source.kind() };
     let subject = subject.unwrap_or(c"/").to_string_lossy().into_owned();
     io::Error::new(kind, Explained { what: format!("{what}: {subject:?}"), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What hosts of other systems make of a guest's errno is what Linux's own std makes of it.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn every_errno_has_the_kind_of_std() {
+        for errno in 1..=133 {
+            let std = io::Error::from_raw_os_error(errno).kind();
+            // Those that stable Rust cannot name.
+            let unnamed =
+                ["Uncategorized", "FilesystemLoop", "InProgress"].contains(&format!("{std:?}").as_str());
+            let expected = if unnamed { ErrorKind::Other } else { std };
+            assert_eq!(kind(errno), expected, "errno {errno}");
+            assert_eq!(guest_error(errno).raw_os_error(), Some(errno));
+        }
+    }
 }

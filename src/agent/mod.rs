@@ -4,6 +4,7 @@
 //! - [`Client`]: one connection: starts commands, asks the agent for things, tells everybody when the
 //!   machine is gone
 //! - [`Stream`]: one running command as the protocol sees it
+//! - [`files`]: operations on the guest's files, done by processes of their own
 //! - [`Connection`], [`Listener`], [`Datagrams`]: sockets of the guest
 //! - [`BINARY`]: the agent itself, for the initial file system
 //!
@@ -11,6 +12,7 @@
 
 mod client;
 mod errno;
+pub mod files;
 pub mod protocol;
 mod sockets;
 mod stream;

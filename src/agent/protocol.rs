@@ -18,6 +18,8 @@ use alloc::vec::Vec;
 use core::ffi::CStr;
 use core::fmt;
 
+#[path = "protocol/files.rs"]
+pub mod files;
 #[path = "protocol/net.rs"]
 pub mod net;
 #[path = "protocol/renew.rs"]
@@ -29,7 +31,7 @@ pub use renew::Renewal;
 pub use root::{File, Mount, Root};
 
 /// Version of this protocol. Both sides must have the same: the library carries its own agent.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// The vsock port on the host (CID 2) that the agent connects to.
 pub const PORT: u32 = 1024;
 /// Bytes of a frame before its payload.
@@ -271,6 +273,9 @@ pub enum Message<'a> {
     Freeze,
     /// Host, a request: let them go on.
     Thaw,
+    /// Host, a request: have connections to this port served by file workers, see [`files`]. The first connection only
+    /// says by its end when to stop. Those of an earlier request end.
+    Files(u32),
     /// Host: something about a socket of the guest.
     Socket(net::Request<'a>),
     /// Agent: something about a socket.
@@ -301,6 +306,7 @@ mod kind {
     pub(super) const FREEZE: u8 = 21;
     pub(super) const THAW: u8 = 22;
     pub(super) const RESIZE: u8 = 24;
+    pub(super) const FILES: u8 = 32;
     pub(super) const SOCKET: u8 = 48;
     pub(super) const SOCKET_EVENT: u8 = 49;
     pub(super) const SYNC: u8 = 40;
@@ -321,7 +327,7 @@ impl<'a> Message<'a> {
             Message::Socket(request) => request.encode(out),
             Message::SocketEvent(event) => event.encode(out),
             Message::Freeze | Message::Thaw | Message::Sync => {}
-            Message::Spawned(pid) => out.extend_from_slice(&pid.to_le_bytes()),
+            Message::Spawned(v) | Message::Files(v) => out.extend_from_slice(&v.to_le_bytes()),
             Message::SpawnFailed(errno, obstacle) => {
                 out.extend_from_slice(&errno.to_le_bytes());
                 out.push(*obstacle as u8);
@@ -385,6 +391,7 @@ impl<'a> Message<'a> {
             Message::Root(_) => kind::ROOT,
             Message::Freeze => kind::FREEZE,
             Message::Thaw => kind::THAW,
+            Message::Files(_) => kind::FILES,
             Message::Socket(_) => kind::SOCKET,
             Message::SocketEvent(_) => kind::SOCKET_EVENT,
             Message::Sync => kind::SYNC,
@@ -435,6 +442,7 @@ impl<'a> Message<'a> {
             kind::ROOT => Message::Root(Root::decode(&mut r)?),
             kind::FREEZE => Message::Freeze,
             kind::THAW => Message::Thaw,
+            kind::FILES => Message::Files(r.u32()?),
             kind::SOCKET => Message::Socket(net::Request::decode(&mut r)?),
             kind::SOCKET_EVENT => Message::SocketEvent(net::Event::decode(&mut r)?),
             kind::SYNC => Message::Sync,

@@ -120,7 +120,7 @@ proptest! {
             Message::Shutdown(Ending::Restart, u), Message::Shutdown(Ending::PowerOff, u),
             Message::Renew(Renewal { time_ns: n, seed: &bytes, hostname: Some(c"h"), files: vec![(c"/f", &bytes), (c"", b"")], thaw: n % 2 == 0 }),
             Message::Renew(Renewal::default()), Message::Reply(i),
-            Message::Freeze, Message::Thaw, Message::Sync,
+            Message::Freeze, Message::Thaw, Message::Sync, Message::Files(u),
         ];
         let all: Vec<u8> = messages.iter().flat_map(|m| frame(m, stream)).collect();
         let mut expected = messages.iter();

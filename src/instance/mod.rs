@@ -7,6 +7,7 @@
 mod builder;
 mod defaults;
 mod error;
+mod files;
 mod fs_snapshot;
 mod mount;
 mod net;
@@ -31,6 +32,7 @@ pub use snapshot::Snapshot;
 pub use source::Source;
 
 use crate::agent::{self, Client};
+use crate::fs::FileSystem;
 use crate::machine::{Ending, Machine};
 use crate::oci::ImageConfig;
 use crate::process::{Command, Defaults, Exec};
@@ -84,6 +86,7 @@ pub struct Instance {
     lifetime: Option<Duration>,
     id: String,
     config: Option<ImageConfig>,
+    files: FileSystem,
     /// Why it was not restored.
     booted: Option<String>,
     closed: AtomicBool,
@@ -117,6 +120,7 @@ impl Instance {
         config: Option<ImageConfig>,
     ) -> Self {
         let closed = AtomicBool::new(false);
+        let files = files::file_system(&machine, &client, &defaults);
         Self {
             machine,
             client,
@@ -125,6 +129,7 @@ impl Instance {
             lifetime,
             id,
             config,
+            files,
             booted: None,
             closed,
             origin: None,

@@ -57,6 +57,22 @@ fn file_ops() {
 }
 
 #[test]
+fn host_or_guest() {
+    let Some(path) = example("host_or_guest") else { return };
+    let dir = crate::support::scratch();
+    std::fs::create_dir(dir.path().join("sub")).unwrap();
+    for (name, content) in [("a", "same"), ("b", "else"), ("sub/c", "same"), ("empty", ""), ("empty2", "")] {
+        std::fs::write(dir.path().join(name), content).unwrap();
+    }
+    let out = program(path).arg(dir.path()).output().expect("the example runs");
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "{out:?}");
+    let before = "1 duplicates\n  sub/c = a\n";
+    let after = "2 duplicates\n  sub/c = a\n  two = one\n";
+    assert_eq!(said, format!("here: {before}in the machine: {before}in the machine: {after}"));
+}
+
+#[test]
 fn talk_to_server() {
     let Some(path) = example("talk_to_server") else { return };
     let out = program(path).output().expect("the example runs");

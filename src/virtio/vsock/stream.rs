@@ -193,6 +193,12 @@ impl VsockStream {
         Ok(Self { handle: self.handle.clone() })
     }
 
+    /// Whether the other side still takes bytes and may still send some, as far as is known here.
+    pub fn is_open(&self) -> bool {
+        let state = self.handle.shared.lock();
+        state.conns.get(&self.handle.id).is_some_and(|c| c.phase == Phase::Established && c.shut_there == 0)
+    }
+
     /// Ends one or both directions. Bytes written before still reach the guest, bytes received
     /// before can still be read.
     ///

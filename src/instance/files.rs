@@ -1,0 +1,72 @@
+//! Files of an instance: [`std::fs`]'s functions as methods, and how its workers are reached.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Instance;
+use crate::agent::Client;
+use crate::agent::files::{Connection, Dial, Files};
+use crate::fs::{
+    DirBuilder, File, FileSystem, FileTimes, Fs, Metadata, OpenOptions, Permissions, ReadDir, TempDir,
+    operations,
+};
+use crate::machine::Machine;
+use crate::process::Defaults;
+use crate::virtio::vsock::{VsockHost, VsockStream};
+
+/// How long a guest may take to accept a connection that it has said it will accept. A machine that is paused
+/// meanwhile does not count as slow, so it is long.
+const CONNECT: Duration = Duration::from_secs(600);
+
+pub(super) fn file_system(machine: &Machine, client: &Arc<Client>, defaults: &Defaults) -> FileSystem {
+    let ports = Ports(machine.board().vsock().clone());
+    let files = Files::new(client.clone(), ports);
+    FileSystem::of_guest(Arc::new(files), defaults.current_dir.clone())
+}
+
+#[derive(Debug)]
+struct Ports(VsockHost);
+
+impl Dial for Ports {
+    fn dial(&self, port: u32) -> io::Result<Box<dyn Connection>> {
+        Ok(Box::new(Worker(self.0.connect(port, Some(CONNECT))?)))
+    }
+}
+
+#[derive(Debug)]
+struct Worker(VsockStream);
+
+impl Connection for Worker {
+    fn receive(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        (&self.0).read(bytes)
+    }
+
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        (&self.0).write_all(bytes)
+    }
+
+    fn is_open(&self) -> bool {
+        self.0.is_open()
+    }
+}
+
+impl Fs for Instance {
+    fn file_system(&self) -> FileSystem {
+        self.files.clone()
+    }
+}
+
+macro_rules! as_methods {
+    ($($(#[$doc:meta])* fn $name:ident($fs:ident, $($arg:ident: $type:ty),*) -> $result:ty $body:block)*) => {
+        /// Files of the guest; the trait [`Fs`] has the same, for code that also works on the [`Host`](crate::Host).
+        impl Instance {
+            $($(#[$doc])*
+            pub fn $name(&self $(, $arg: $type)*) -> $result {
+                Fs::$name(self $(, $arg)*)
+            })*
+        }
+    };
+}
+operations!(as_methods);
