@@ -99,7 +99,8 @@ pub mod sys;
 pub mod vfs;
 pub mod virtio;
 
-pub use host::{Host, Machine};
+pub use host::Host;
+pub use instance::place::Machine;
 pub use instance::{
     Backend, Error, FileSystemSnapshotOptions, Instance, InstanceBuilder, Mount, Snapshot, Source, Timing,
 };

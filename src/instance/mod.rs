@@ -11,6 +11,7 @@ mod files;
 mod fs_snapshot;
 mod mount;
 mod net;
+pub mod place;
 mod progress;
 mod root;
 mod saved;

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use super::Command;
-use crate::Host;
+use crate::host::Host;
 
 /// A place where programs run: a machine, or the host. This corresponds to [`std::process`].
 ///
