@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 
 use cc::process::{Child, Command, Output, PtySize, Resource, Stdio};
 
-use crate::support::{sh, shared, small};
+use crate::support::{alone, sh, shared, small, wait_until};
 
 #[path = "../common/process.rs"]
 mod conformance;
@@ -103,4 +103,44 @@ wheel:x:10:root,bob' >/etc/group",
     assert_eq!(who("bob").unwrap_err().kind(), ErrorKind::NotFound);
     sh(&instance, "echo bob:x:4294967296:0::/:/bin/sh >/etc/passwd");
     assert_eq!(who("bob").unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+/// Runs `times` commands, 32 at a time; nothing of them is left in the guest or here.
+fn in_a_row(times: usize) {
+    let machine = small().start().unwrap();
+    let one = || assert!(machine.command("true").status().unwrap().success());
+    let processes =
+        || sh(&machine, "cat /proc/[0-9]*/stat 2>/dev/null | sed 's/.*) //' | cut -c1 | sort | uniq -c");
+    let held = || {
+        let count = |dir: &str| std::fs::read_dir(dir).unwrap().count();
+        (count("/proc/self/fd"), count("/proc/self/task"))
+    };
+    (0..32).for_each(|_| one());
+    let before = held();
+    std::thread::scope(|scope| {
+        for _ in 0..32 {
+            scope.spawn(|| (0..times / 32).for_each(|_| one()));
+        }
+    });
+    let after = processes();
+    assert!(!after.contains('Z'), "zombies: {after}");
+    // Its threads have ended but may still be listed for a moment.
+    wait_until("the threads are gone", || held() == before);
+    let count = sh(&machine, "ls -d /proc/[0-9]* | wc -l").parse::<usize>().unwrap();
+    assert!(count < 100, "{count} processes");
+    // The agent's memory is where it was: it has not kept anything for each.
+    let kib: u64 =
+        sh(&machine, "sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\).*/\\1/p' /proc/1/status").parse().unwrap();
+    assert!(kib < 8192, "the agent holds {kib} KiB");
+}
+
+#[test]
+fn r2_6_commands_in_a_row_leave_nothing() {
+    alone("commands::r2_6_commands_in_a_row_leave_nothing", || in_a_row(640));
+}
+
+#[test]
+#[ignore = "minutes: 10 000 commands"]
+fn full_r2_6_ten_thousand_commands_in_a_row_leave_nothing() {
+    alone("commands::full_r2_6_ten_thousand_commands_in_a_row_leave_nothing", || in_a_row(10_000));
 }

@@ -86,3 +86,35 @@ fn talk_to_server() {
     );
     assert_eq!(lines[2..], ["the guest said: greetings", "and was told: well received"]);
 }
+
+#[test]
+fn env_vars() {
+    let Some((status, said)) = run("env_vars") else { return };
+    let (first, rest) = said.split_once('\n').unwrap_or_default();
+    assert!(first.starts_with("the image sets ") && first.ends_with(" variables"), "{said}");
+    let expected = "good day, nobody; of the machine\ngood day, Ada; of the command\n, Grace; of the machine\nONLY=this\n";
+    assert_eq!((status, rest), (Some(0), expected));
+}
+
+#[test]
+fn multi_file() {
+    let Some(path) = example("multi_file") else { return };
+    let dir = crate::support::scratch();
+    let to = dir.path().join("pages");
+    let out = program(path).arg(&to).output().expect("the example runs");
+    assert!(out.status.success() && out.stderr.is_empty(), "{out:?}");
+    let pages =
+        ["<h1>first</h1>\n<p>One file leads\n<p>to another.\n", "<h1>second</h1>\n<p>And that is all.\n"];
+    let said = format!("first.html:\n{}second.html:\n{}and in {}\n", pages[0], pages[1], to.display());
+    assert_eq!(String::from_utf8_lossy(&out.stdout), said);
+    assert_eq!(std::fs::read_to_string(to.join("second.html")).unwrap(), pages[1]);
+}
+
+#[test]
+fn stdin_echo() {
+    let Some(path) = example("stdin_echo") else { return };
+    let out = program(path).args(["one", "two words"]).output().expect("the example runs");
+    assert!(out.status.success() && out.stderr.is_empty(), "{out:?}");
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert_eq!(said, "1: one\n2: two words\n2 lines\nit ended with exit status: 2\n");
+}
