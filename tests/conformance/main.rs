@@ -4,6 +4,8 @@
 #[path = "fs/mod.rs"]
 mod files;
 mod instance;
+#[allow(dead_code)]
+#[path = "../machine/support.rs"]
 mod support;
 
 use std::path::Path;

@@ -4,6 +4,8 @@
 mod conformance;
 mod machine;
 mod names;
+#[allow(dead_code)]
+#[path = "../machine/support.rs"]
 mod support;
 
 use cc::net::*;
