@@ -241,9 +241,12 @@ impl HostChild {
         let mut read = [Vec::new(), Vec::new()];
         let mut streams = streams;
         let mut until = None;
+        // Bytes that were in each when the process ended: they are read however long that takes.
+        let mut owed = [0u64; 2];
         while streams.iter().any(Option::is_some) {
             let left = until.map(|until: Instant| until.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
+            let all_here = streams.iter().zip(owed).all(|(stream, owed)| stream.is_none() || owed == 0);
+            if left.is_some_and(|left| left.is_zero()) && all_here {
                 break;
             }
             let left = left.map(timespec);
@@ -257,22 +260,28 @@ impl HostChild {
                 Err(e) => return Err(e.into()),
             }
             let mut ready = fds.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>().into_iter();
-            for (stream, bytes) in streams.iter_mut().zip(&mut read) {
+            for ((stream, bytes), owed) in streams.iter_mut().zip(&mut read).zip(&mut owed) {
                 let Some(file) = stream else { continue };
-                if ready.next() == Some(true) && !read_some(file, bytes)? {
-                    *stream = None;
+                if ready.next() == Some(true) {
+                    match read_some(file, bytes)? {
+                        0 => *stream = None,
+                        n => *owed = owed.saturating_sub(n as u64),
+                    }
                 }
             }
             if ready.next() == Some(true) {
                 until = Some(Instant::now() + GRACE);
+                for (stream, owed) in streams.iter().zip(&mut owed) {
+                    *owed = stream.as_ref().map_or(Ok(0), rustix::io::ioctl_fionread)?;
+                }
             }
         }
         Ok(read)
     }
 }
 
-/// Appends what is there; false at the end.
-fn read_some(file: &mut File, bytes: &mut Vec<u8>) -> io::Result<bool> {
+/// Appends what is there and gives how much that was; 0 at the end.
+fn read_some(file: &mut File, bytes: &mut Vec<u8>) -> io::Result<usize> {
     let start = bytes.len();
     bytes.resize(start + PIECE, 0);
     let n = loop {
@@ -282,7 +291,7 @@ fn read_some(file: &mut File, bytes: &mut Vec<u8>) -> io::Result<bool> {
         }
     };
     bytes.truncate(start + *n.as_ref().unwrap_or(&0));
-    Ok(n? > 0)
+    n
 }
 
 fn timespec(time: Duration) -> Timespec {

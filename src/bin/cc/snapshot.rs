@@ -139,7 +139,7 @@ fn remove(names: &[String], cache: &CacheArgs) -> Result<u8, Failure> {
         // Out of the way first: half a snapshot must not have its name.
         let failed = |e| Failure::new(MACHINE, format!("removing {name}: {e}"));
         let dir = dir(cache)?;
-        let away = tempfile::Builder::new().prefix(".removed-").tempdir_in(&dir).map_err(failed)?;
+        let away = tempfile::Builder::new().prefix(".cc-snapshot-").tempdir_in(&dir).map_err(failed)?;
         fs::rename(&path, away.path().join(name)).map_err(failed)?;
         away.close().map_err(failed)?;
         println!("removed {name}");

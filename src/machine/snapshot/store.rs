@@ -23,6 +23,8 @@ const FORMAT: &str = "cc snapshot 1";
 const MAX_STATE: u64 = 64 << 20;
 /// Base snapshots that are kept; each takes about 100 MB.
 const KEPT: usize = 8;
+/// What names of drafts outside of a store begin with.
+const DRAFT: &str = ".cc-snapshot-";
 /// A draft that is older was left by a process that was killed.
 const ABANDONED: Duration = Duration::from_secs(600);
 
@@ -76,6 +78,8 @@ pub struct Place {
 #[derive(Debug)]
 pub struct Draft {
     dir: tempfile::TempDir,
+    /// Held while it is written, so that nobody takes it for one that was left behind.
+    _lock: Option<File>,
 }
 
 impl Store {
@@ -106,7 +110,7 @@ impl Store {
         let drafts = self.dir.join("drafts");
         let failed = SnapshotError::io("make a directory for the snapshot");
         fs::create_dir_all(&drafts).map_err(&failed)?;
-        Ok(Draft { dir: tempfile::tempdir_in(&drafts).map_err(&failed)? })
+        Ok(Draft { dir: tempfile::tempdir_in(&drafts).map_err(&failed)?, _lock: None })
     }
 
     /// Makes `draft` the snapshot of `key`. If another process was faster, its one stays.
@@ -210,8 +214,11 @@ impl Draft {
     pub fn in_directory(parent: &Path) -> Result<Self, SnapshotError> {
         let failed = SnapshotError::io("make a directory for the snapshot");
         fs::create_dir_all(parent).map_err(&failed)?;
-        let dir = tempfile::Builder::new().prefix(".draft-").tempdir_in(parent).map_err(&failed)?;
-        Ok(Self { dir })
+        clear_drafts(parent);
+        let dir = tempfile::Builder::new().prefix(DRAFT).tempdir_in(parent).map_err(&failed)?;
+        let lock = File::open(dir.path()).map_err(&failed)?;
+        lock.lock_shared().map_err(&failed)?;
+        Ok(Self { dir, _lock: Some(lock) })
     }
 
     /// Where it is written.
@@ -248,6 +255,23 @@ impl Draft {
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), SnapshotError> {
         let mut file = self.create(name)?;
         file.write_all(bytes).map_err(SnapshotError::io("write the state"))
+    }
+}
+
+/// Removes drafts in `parent` whose writers were killed.
+fn clear_drafts(parent: &Path) {
+    let old = SystemTime::now().checked_sub(ABANDONED);
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(DRAFT));
+        // A new one may not be locked yet.
+        if !ours || entry.metadata().and_then(|m| m.modified()).ok() >= old {
+            continue;
+        }
+        if let Ok(dir) = File::open(entry.path())
+            && dir.try_lock().is_ok()
+        {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -163,3 +163,28 @@ fn many_may_publish_the_same_at_once() {
         }
     });
 }
+
+#[test]
+fn what_a_killed_writer_left_goes_with_the_next_draft() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = |name: &str, age: u64| {
+        let path = dir.path().join(name);
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("memory"), b"half").unwrap();
+        let then = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
+        File::open(&path).unwrap().set_modified(then).unwrap();
+        path
+    };
+    let (left, new, other) =
+        (made(".cc-snapshot-a", 3600), made(".cc-snapshot-b", 1), made(".somebodys", 3600));
+    // One that is old and still being written.
+    let slow = made(".cc-snapshot-c", 3600);
+    let lock = File::open(&slow).unwrap();
+    lock.lock_shared().unwrap();
+    let draft = Draft::in_directory(dir.path()).unwrap();
+    assert_eq!([&left, &new, &other, &slow].map(|path| path.exists()), [false, true, true, true]);
+    drop(lock);
+    draft.publish_at(&dir.path().join("whole")).unwrap();
+    drop(Draft::in_directory(dir.path()).unwrap());
+    assert!(!slow.exists() && dir.path().join("whole").exists());
+}
