@@ -96,6 +96,29 @@ pub mod efer {
     pub const NXE: u64 = 1 << 11;
 }
 
+/// Numbers of model-specific registers.
+pub mod msr {
+    #![allow(missing_docs)]
+    pub const TSC: u32 = 0x10;
+    pub const APIC_BASE: u32 = 0x1b;
+    pub const SPEC_CTRL: u32 = 0x48;
+    pub const SYSENTER_CS: u32 = 0x174;
+    pub const SYSENTER_ESP: u32 = 0x175;
+    pub const SYSENTER_EIP: u32 = 0x176;
+    pub const MISC_ENABLE: u32 = 0x1a0;
+    pub const PAT: u32 = 0x277;
+    pub const MTRR_DEF_TYPE: u32 = 0x2ff;
+    pub const TSC_DEADLINE: u32 = 0x6e0;
+    pub const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
+    pub const KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
+    pub const STAR: u32 = 0xc000_0081;
+    pub const LSTAR: u32 = 0xc000_0082;
+    pub const CSTAR: u32 = 0xc000_0083;
+    pub const SFMASK: u32 = 0xc000_0084;
+    pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
+    pub const TSC_AUX: u32 = 0xc000_0103;
+}
+
 /// Exception vectors.
 pub mod vector {
     #![allow(missing_docs)]
@@ -218,12 +241,12 @@ pub struct Msrs {
     pub kvm_system_time: u64,
     /// KVM paravirt: wall clock page.
     pub kvm_wall_clock: u64,
-    /// Added to machine time to give the TSC.
+    /// Added to machine time, in the TSC's ticks, to give the TSC.
     pub tsc_offset: u64,
 }
 
 /// The architectural state of one vCPU between two instructions.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VcpuState {
     /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8..R15.
     pub gpr: [u64; 16],
@@ -259,6 +282,8 @@ pub struct VcpuState {
     pub fpu: FpuState,
     /// Plain MSRs.
     pub msrs: Msrs,
+    /// Rate of the TSC in kHz.
+    pub tsc_khz: u32,
     /// In HLT.
     pub halted: bool,
     /// Interrupts are held off for one instruction (after STI or MOV SS).
@@ -267,4 +292,36 @@ pub struct VcpuState {
     pub nmi_blocked: bool,
     /// An NMI waits for that IRET.
     pub nmi_pending: bool,
+}
+
+/// Rate of a TSC, in kHz, where the host can choose: one tick is one nanosecond of machine time.
+pub const TSC_KHZ: u32 = 1_000_000;
+
+impl Default for VcpuState {
+    fn default() -> Self {
+        Self {
+            gpr: [0; 16],
+            rip: 0,
+            rflags: 0,
+            seg: Default::default(),
+            tr: Segment::default(),
+            ldtr: Segment::default(),
+            gdt: DescriptorTable::default(),
+            idt: DescriptorTable::default(),
+            cr0: 0,
+            cr2: 0,
+            cr3: 0,
+            cr4: 0,
+            xcr0: 0,
+            efer: 0,
+            dr: [0; 6],
+            fpu: FpuState::default(),
+            msrs: Msrs::default(),
+            tsc_khz: TSC_KHZ,
+            halted: false,
+            interrupt_shadow: false,
+            nmi_blocked: false,
+            nmi_pending: false,
+        }
+    }
 }

@@ -8,12 +8,22 @@
 //! States of a vCPU: *stopped* (no thread in `run`; its state may be read and set) and *running*.
 //! [`VcpuSignal::kick`] ends `run` with [`Exit::Kicked`] soon, wherever the guest is, also in HLT.
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod kvm;
+mod model;
 mod saved;
 pub mod soft;
+#[cfg(test)]
+mod tests;
+mod unavailable;
 
 use std::sync::Arc;
 
 use crate::arch::x86_64::VcpuState;
+use crate::state as saved_state;
+
+pub use model::CpuModel;
+pub use unavailable::Unavailable;
 
 /// What a vCPU calls out to while it runs. Implementations must be quick and must not panic on any
 /// address or length: the guest chooses both. `data` is 1, 2, 4 or 8 bytes, little-endian.
@@ -26,6 +36,32 @@ pub trait ExitIo: Send + Sync {
     fn mmio_read(&self, addr: u64, data: &mut [u8]);
     /// A store to guest-physical `addr`, where there is no RAM.
     fn mmio_write(&self, addr: u64, data: &[u8]);
+    /// The EOI of a level-triggered interrupt, from a backend with local APICs of its own.
+    fn end_of_interrupt(&self, _vector: u8) {}
+    /// The PIC's interrupt-acknowledge cycle, for such a backend; `None` when it asks for nothing any
+    /// more.
+    fn acknowledge_pic(&self) -> Option<u8> {
+        None
+    }
+}
+
+/// An interrupt message as a device writes it (MSI): Intel's manual, volume 3, "Message Signalled
+/// Interrupts".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MsiMessage {
+    /// Destination and its mode.
+    pub address: u32,
+    /// Vector, delivery mode, trigger mode.
+    pub data: u32,
+}
+
+/// The way to the local APICs of a backend that has its own.
+pub trait MessageSink: Send + Sync {
+    /// Delivers a message. Returns whether any APIC took it.
+    fn deliver(&self, message: &MsiMessage) -> bool;
+    /// Names all messages whose end has to be told by [`ExitIo::end_of_interrupt`]: the IOAPIC's
+    /// level-triggered ones.
+    fn watch(&self, messages: &[MsiMessage]);
 }
 
 /// What a local APIC has for its processor.
@@ -76,6 +112,8 @@ pub trait VcpuSignal: Send + Sync {
     fn attention(&self);
     /// Leave `run` with [`Exit::Kicked`]. Sticky: a kick while stopped ends the next `run` at once.
     fn kick(&self);
+    /// The PIC's output, for vCPUs whose local APIC is the backend's own.
+    fn set_lint0(&self, _level: bool) {}
 }
 
 /// Why [`Vcpu::run`] returned.
@@ -99,22 +137,69 @@ pub enum HypervisorError {
     /// The backend cannot do what was asked.
     #[error("not supported by this backend: {0}")]
     Unsupported(&'static str),
+    /// The host's processor, or its hypervisor, lacks a part of the machine's.
+    #[error("this host's processor is a lesser one than the machine's ({model}): it has no {what} to offer")]
+    LesserCpu {
+        /// The machine's processor model.
+        model: &'static str,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// The hypervisor refuses an instruction, and no more may be executed for it.
+    #[error(
+        "the hypervisor refuses the guest's instruction at {rip:#x}, as {count} before: it only emulates the \
+         guest's kernel here; use the software CPU"
+    )]
+    Refused {
+        /// Where it is.
+        rip: u64,
+        /// How many were executed in the hypervisor's stead.
+        count: u64,
+    },
+    /// There is no such hypervisor here.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
     /// The host refused a resource.
     #[error("host resource")]
     Io(#[from] std::io::Error),
 }
 
+/// What a machine is made with, beside RAM and processors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VmOptions {
+    /// What the guest's processors are.
+    pub model: CpuModel,
+    /// Most instructions that the software CPU executes because the hypervisor refuses them.
+    pub opinions: u64,
+}
+
+impl Default for VmOptions {
+    fn default() -> Self {
+        Self { model: CpuModel::Baseline, opinions: u64::MAX }
+    }
+}
+
 /// A machine's processors and memory on one backend.
 pub trait Vm: Send + Sync {
-    /// The interrupt lines of the backend's own controllers. `None` where it has none: the machine
-    /// then brings the chipset's, whose local APICs it passes to [`Vm::create_vcpu`].
-    fn interrupt_lines(&self) -> Option<Arc<dyn IrqSink>>;
+    /// The way to the backend's own local APICs. `None` where it has none: the machine then brings the
+    /// chipset's, which it passes to [`Vm::create_vcpu`].
+    fn message_sink(&self) -> Option<Arc<dyn MessageSink>> {
+        None
+    }
     /// Makes vCPU `id`. `apic` is its local APIC, unless the backend has one of its own.
     fn create_vcpu(
         &self,
         id: u32,
         apic: Option<Arc<dyn LocalApic>>,
     ) -> Result<Box<dyn Vcpu>, HypervisorError>;
+    /// The machine's clock goes on. No vCPU runs yet.
+    fn time_resumed(&self) {}
+    /// The machine's clock stands still. No vCPU runs any more.
+    fn time_paused(&self) {}
+    /// How many instructions the software CPU has executed because the backend refused them.
+    fn opinions(&self) -> u64 {
+        0
+    }
 }
 
 /// One virtual processor. Lives on the thread that runs it.
@@ -127,6 +212,15 @@ pub trait Vcpu: Send {
     fn state(&self) -> Result<VcpuState, HypervisorError>;
     /// Replaces the architectural state. Only while stopped.
     fn set_state(&mut self, state: &VcpuState) -> Result<(), HypervisorError>;
+    /// The registers of the vCPU's local APIC, from backends with their own, at machine time `now` (ns).
+    /// Only while stopped.
+    fn local_apic(&self, _now: u64) -> Result<Option<saved_state::Lapic>, HypervisorError> {
+        Ok(None)
+    }
+    /// Replaces them, after [`Vcpu::set_state`]. Only while stopped.
+    fn set_local_apic(&mut self, _lapic: &saved_state::Lapic, _now: u64) -> Result<(), HypervisorError> {
+        Err(HypervisorError::Unsupported("local APICs of its own"))
+    }
     /// Guest instructions executed so far, where the backend counts them.
     fn instructions(&self) -> Option<u64>;
 }

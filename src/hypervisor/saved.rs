@@ -57,6 +57,8 @@ const RFLAGS_KNOWN: u64 = rflags::STATUS
 const PHYSICAL_BITS: u32 = 52;
 /// The saved form has x87 and SSE registers and no others.
 const XCR0_KNOWN: u64 = 3;
+/// No processor's TSC counts slower or faster.
+const TSC_KHZ_RANGE: std::ops::RangeInclusive<u32> = 100_000..=20_000_000;
 const SPEC_CTRL_KNOWN: u64 = 7;
 const FPU_CONTROL_KNOWN: u16 = 0x1f7f;
 const FPU_OPCODE_KNOWN: u16 = 0x7ff;
@@ -241,6 +243,7 @@ impl From<&VcpuState> for saved::Vcpu {
             dr,
             fpu,
             msrs,
+            tsc_khz,
             halted,
             interrupt_shadow,
             nmi_blocked,
@@ -264,6 +267,7 @@ impl From<&VcpuState> for saved::Vcpu {
             dr: *dr,
             fpu: fpu.into(),
             msrs: msrs.into(),
+            tsc_khz: *tsc_khz,
             halted: *halted,
             interrupt_shadow: *interrupt_shadow,
             nmi_blocked: *nmi_blocked,
@@ -294,6 +298,7 @@ impl TryFrom<saved::Vcpu> for VcpuState {
             dr,
             fpu,
             msrs,
+            tsc_khz,
             halted,
             interrupt_shadow,
             nmi_blocked,
@@ -317,6 +322,7 @@ impl TryFrom<saved::Vcpu> for VcpuState {
             dr,
             fpu: fpu.into(),
             msrs: msrs.into(),
+            tsc_khz,
             halted,
             interrupt_shadow,
             nmi_blocked,
@@ -378,6 +384,7 @@ fn check_segments(state: &VcpuState) -> Result<(), StateError> {
 
 fn check_rest(state: &VcpuState) -> Result<(), StateError> {
     let VcpuState { fpu, msrs, .. } = state;
+    StateError::unless(TSC_KHZ_RANGE.contains(&state.tsc_khz), "rate of the TSC")?;
     StateError::unless(state.xcr0 & !XCR0_KNOWN == 0, "reserved bits of XCR0")?;
     StateError::unless((state.dr[4] | state.dr[5]) >> 32 == 0, "reserved bits of DR6 or DR7")?;
     StateError::unless(fpu.control & !FPU_CONTROL_KNOWN == 0, "reserved bits of the x87 control word")?;

@@ -68,6 +68,7 @@ pub(crate) fn vcpu() -> Vcpu {
             kvm_wall_clock: 0x0100_0040,
             tsc_offset: u64::MAX - 99,
         },
+        tsc_khz: 2_300_000,
         halted: true,
         interrupt_shadow: false,
         nmi_blocked: true,

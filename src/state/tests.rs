@@ -366,7 +366,7 @@ fn with_a_newer_vcpu(mut bytes: Vec<u8>) -> Vec<u8> {
     while bytes[at..at + 2] != kind::VCPU.to_le_bytes() {
         at += 16 + u64::from_le_bytes(bytes[at + 8..at + 16].try_into().unwrap()) as usize;
     }
-    bytes[at + 2] = 2;
+    bytes[at + 2] = 3;
     seal(bytes)
 }
 
@@ -443,8 +443,8 @@ fn caps_of_file_systems_are_kept() {
 #[ignore = "writes the golden files"]
 fn write_golden_files() {
     let files = [
-        ("state-v1", samples()),
-        ("state-v1-vcpu-v2", with_a_newer_vcpu(samples())),
+        ("state-v2", samples()),
+        ("state-v2-vcpu-v3", with_a_newer_vcpu(samples())),
         ("files-v1", file_samples()),
     ];
     for (name, bytes) in files {
@@ -456,21 +456,21 @@ fn write_golden_files() {
 
 #[test]
 fn the_golden_file_is_read_and_would_be_written_the_same() {
-    let bytes = std::fs::read(golden("state-v1")).unwrap();
+    let bytes = std::fs::read(golden("state-v2")).unwrap();
     assert_eq!(read_samples(&bytes), Ok(()));
     assert!(bytes == samples(), "the layout has changed: that needs a new version and a new golden file");
 }
 
 #[test]
 fn the_golden_file_of_a_newer_version_is_refused_clearly() {
-    let bytes = std::fs::read(golden("state-v1-vcpu-v2")).unwrap();
+    let bytes = std::fs::read(golden("state-v2-vcpu-v3")).unwrap();
     let error = read_samples(&bytes).unwrap_err();
-    assert_eq!(error, StateError::Version { kind: kind::VCPU, found: 2, expected: 1 });
+    assert_eq!(error, StateError::Version { kind: kind::VCPU, found: 3, expected: 2 });
     assert_eq!(
         error.to_string(),
         "saved state of the vCPU (kind 2) has version 2, this version reads 1; take a new snapshot"
     );
-    let mut newer = std::fs::read(golden("state-v1")).unwrap();
+    let mut newer = std::fs::read(golden("state-v2")).unwrap();
     newer[at::FORMAT] = 2;
     let error = Reader::parse(&newer).unwrap_err();
     assert_eq!(error, StateError::Format { found: 2 });

@@ -126,6 +126,8 @@ pub struct Vcpu {
     pub fpu: Fpu,
     /// Plain MSRs.
     pub msrs: Msrs,
+    /// Rate of the TSC in kHz.
+    pub tsc_khz: u32,
     /// In HLT.
     pub halted: bool,
     /// Interrupts are held off for one instruction (after STI or MOV SS).
@@ -138,6 +140,6 @@ pub struct Vcpu {
 
 impl Saved for Vcpu {
     const KIND: u16 = kind::VCPU;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
     const MAX_BYTES: usize = 8 << 10;
 }

@@ -8,6 +8,8 @@ pub(crate) mod input;
 #[cfg(not(unix))]
 #[path = "input_unsupported.rs"]
 pub(crate) mod input;
+#[cfg(target_os = "linux")]
+pub(crate) mod kick;
 pub(crate) mod mapped;
 pub mod memory;
 pub mod random;

@@ -138,6 +138,7 @@ fn vcpu() -> impl Strategy<Value = saved::Vcpu> {
                 dr,
                 fpu,
                 msrs,
+                tsc_khz: 1_000_000,
                 halted,
                 interrupt_shadow,
                 nmi_blocked,

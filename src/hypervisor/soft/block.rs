@@ -185,7 +185,8 @@ impl BlockCache {
         self.by_key.len()
     }
 
-    fn clear(&mut self) {
+    /// Drops all blocks.
+    pub(super) fn clear(&mut self) {
         self.generation = self.generation.wrapping_add(1);
         self.operations = 0;
         self.blocks.clear();

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use crate::arch::x86_64::{DescriptorTable, FpuState, Msrs, Segment, cr0, cr4, rflags, seg, vector};
+use crate::arch::x86_64::{DescriptorTable, FpuState, Msrs, Segment, TSC_KHZ, cr0, cr4, rflags, seg, vector};
 use crate::hypervisor::LocalApic;
 use crate::memory::GuestRam;
 use crate::sys::clock::Clock;
@@ -97,6 +97,8 @@ pub(super) struct Cpu {
     pub(super) efer: u64,
     pub(super) dr: [u64; 6],
     pub(super) msrs: Msrs,
+    /// Rate of the TSC.
+    pub(super) tsc_khz: u32,
     /// Number of this vCPU: its APIC id.
     pub(super) id: u32,
     pub(super) apic: Option<Arc<dyn LocalApic>>,
@@ -157,6 +159,7 @@ impl Cpu {
             efer: 0,
             dr: [0, 0, 0, 0, 0xffff_0ff0, 0x400],
             msrs: Msrs::default(),
+            tsc_khz: TSC_KHZ,
             id,
             apic,
             clock,
@@ -565,7 +568,27 @@ impl Cpu {
 
     /// TSC value now.
     pub(super) fn tsc(&self) -> u64 {
-        self.clock.now().wrapping_add(self.msrs.tsc_offset)
+        self.ticks(self.clock.now()).wrapping_add(self.msrs.tsc_offset)
+    }
+
+    /// The TSC's ticks in `ns`.
+    pub(super) fn ticks(&self, ns: u64) -> u64 {
+        match self.tsc_khz {
+            TSC_KHZ => ns,
+            khz => (u128::from(ns) * u128::from(khz) / u128::from(TSC_KHZ)) as u64,
+        }
+    }
+
+    /// Machine time in ns when the TSC shows `value`; at the earliest its beginning.
+    pub(super) fn when(&self, value: u64) -> u64 {
+        let ticks = value.wrapping_sub(self.msrs.tsc_offset);
+        match self.tsc_khz {
+            TSC_KHZ => ticks,
+            khz if ticks >> 63 == 0 => {
+                (u128::from(ticks) * u128::from(TSC_KHZ) / u128::from(khz.max(1))) as u64
+            }
+            _ => 0,
+        }
     }
 
     /// The I/O side lent to `run`.

@@ -33,6 +33,7 @@ mod ram;
 mod run;
 mod segment;
 mod sse;
+mod step;
 mod string;
 mod system;
 #[cfg(test)]
@@ -42,7 +43,9 @@ mod x87;
 
 use std::sync::Arc;
 
-use crate::hypervisor::{HypervisorError, IrqSink, LocalApic, Vcpu, Vm};
+pub(super) use step::Stepper;
+
+use crate::hypervisor::{HypervisorError, LocalApic, Vcpu, Vm};
 use crate::memory::GuestRam;
 use crate::sys::clock::Clock;
 
@@ -61,10 +64,6 @@ impl SoftVm {
 }
 
 impl Vm for SoftVm {
-    fn interrupt_lines(&self) -> Option<Arc<dyn IrqSink>> {
-        None
-    }
-
     fn create_vcpu(
         &self,
         id: u32,

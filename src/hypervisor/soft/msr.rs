@@ -104,7 +104,7 @@ pub(super) fn write(cpu: &mut Cpu, msr: u32, v: u64) -> Option<()> {
     let address = |v: u64| canonical.then_some(v);
     match msr {
         TSC | TSC_ADJUST => {
-            cpu.msrs.tsc_offset = if msr == TSC { v.wrapping_sub(cpu.clock.now()) } else { v };
+            cpu.msrs.tsc_offset = if msr == TSC { v.wrapping_sub(cpu.ticks(cpu.clock.now())) } else { v };
             // The paravirtual clock converts from the TSC and must not jump with it.
             super::pvclock::write_system_time(cpu);
         }
@@ -112,7 +112,7 @@ pub(super) fn write(cpu: &mut Cpu, msr: u32, v: u64) -> Option<()> {
             let apic = cpu.apic.clone()?;
             // The deadline is in TSC ticks; the APIC counts machine time.
             let v = match msr {
-                TSC_DEADLINE if v != 0 => v.wrapping_sub(cpu.msrs.tsc_offset).max(1),
+                TSC_DEADLINE if v != 0 => cpu.when(v).max(1),
                 _ => v,
             };
             apic.msr_write(msr, v)?;

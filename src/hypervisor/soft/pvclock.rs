@@ -1,6 +1,6 @@
 //! KVM's paravirtual clock: two structures in guest memory, written when the guest names them.
 //!
-//! The TSC counts machine nanoseconds, so the conversion is the identity and never changes; only a
+//! Machine time is the TSC, less its offset, at its rate, so the conversion never changes; only a
 //! restored machine needs them written again.
 
 use crate::sys::clock::wall_clock_ns;
@@ -17,12 +17,30 @@ pub(super) fn write_system_time(cpu: &mut Cpu) {
     let mut info = [0u8; 32];
     info[0..4].copy_from_slice(&2u32.to_le_bytes());
     info[8..16].copy_from_slice(&cpu.msrs.tsc_offset.to_le_bytes());
-    // system time = ((tsc - stamp) << 1) * 2^31 >> 32
-    info[24..28].copy_from_slice(&0x8000_0000u32.to_le_bytes());
-    info[28] = 1;
+    let (shift, multiplier) = scale(cpu.tsc_khz);
+    info[24..28].copy_from_slice(&multiplier.to_le_bytes());
+    info[28] = shift as u8;
     info[29] = 1;
     let gpa = msr & !1;
     put(cpu, gpa, &info);
+}
+
+/// Shift and multiplier that make nanoseconds of ticks at `khz`:
+/// ns = (ticks << shift) × multiplier >> 32, the multiplier having its highest bit set.
+fn scale(khz: u32) -> (i8, u32) {
+    let khz = u64::from(khz.max(1));
+    let mut shift = 0;
+    // 10^6 / khz as a fraction of 2^shift, brought into 1/2..1.
+    let (mut ns, mut ticks) = (1_000_000_u64, khz);
+    while ns >= ticks {
+        ticks <<= 1;
+        shift += 1;
+    }
+    while ns << 1 < ticks {
+        ns <<= 1;
+        shift -= 1;
+    }
+    (shift, ((u128::from(ns) << 32) / u128::from(ticks)) as u32)
 }
 
 /// `pvclock_wall_clock`: version, seconds and nanoseconds of the wall clock at system time zero.

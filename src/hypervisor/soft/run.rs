@@ -320,6 +320,47 @@ fn advance(cpu: &Cpu, base: u64, by: u64) -> u64 {
     if cpu.long { rip } else { rip as u32 as u64 }
 }
 
+/// Single instructions ([`super::Stepper`]).
+impl SoftVcpu {
+    /// Forgets all decoded code.
+    pub(super) fn forget(&mut self) {
+        self.cache.clear();
+    }
+
+    /// Executes one instruction, or delivers the exception that it raises.
+    pub(super) fn step(&mut self, io: &dyn ExitIo) -> Option<Exit> {
+        // SAFETY: only the lifetime is changed; the pointer is cleared below, before `io` ends.
+        let io: *const (dyn ExitIo + 'static) = unsafe { std::mem::transmute(io as *const dyn ExitIo) };
+        self.cpu.io = Some(io);
+        let exit = self.step_with_io();
+        self.cpu.io = None;
+        exit
+    }
+
+    fn step_with_io(&mut self) -> Option<Exit> {
+        let failed = |result: Result<(), TripleFault>| result.err().map(|TripleFault| Exit::TripleFault);
+        self.cpu.shadow = false;
+        self.cpu.step = self.cpu.sysflags & rflags::TF != 0;
+        let rip = self.cpu.rip;
+        let Ok(id) = super::decode::block_at(&mut self.cpu, &mut self.cache, rip) else {
+            return failed(self.cpu.deliver_fault());
+        };
+        let block: *const Block = self.cache.get(id)?;
+        // SAFETY: nothing frees blocks while one runs.
+        match run_block(&mut self.cpu, unsafe { &*block }, true) {
+            Err(TripleFault) => return Some(Exit::TripleFault),
+            Ok(Left::Faulted) => return None,
+            Ok(_) => {}
+        }
+        if self.cpu.step {
+            self.cpu.dr[4] |= 1 << 14;
+            self.cpu.fault = super::cpu::Exception { vector: vector::DB, ..super::cpu::Exception::default() };
+            return failed(self.cpu.deliver_fault());
+        }
+        None
+    }
+}
+
 impl Vcpu for SoftVcpu {
     fn run(&mut self, io: &dyn ExitIo) -> Result<Exit, HypervisorError> {
         // SAFETY: only the lifetime is changed; the pointer is cleared below, before `io` ends.
@@ -354,6 +395,7 @@ impl Vcpu for SoftVcpu {
             dr: cpu.dr,
             fpu: cpu.fpu,
             msrs: cpu.msrs,
+            tsc_khz: cpu.tsc_khz,
             halted: cpu.halted,
             interrupt_shadow: cpu.shadow,
             nmi_blocked: cpu.nmi_blocked,
@@ -398,6 +440,7 @@ impl Vcpu for SoftVcpu {
         cpu.dr = state.dr;
         cpu.fpu = state.fpu;
         cpu.msrs = state.msrs;
+        cpu.tsc_khz = state.tsc_khz;
         cpu.halted = state.halted;
         cpu.shadow = state.interrupt_shadow;
         cpu.nmi_blocked = state.nmi_blocked;

@@ -1,0 +1,35 @@
+//! One instruction at a time, for another backend: state in, state out.
+
+use std::sync::Arc;
+
+use super::run::SoftVcpu;
+use crate::arch::x86_64::VcpuState;
+use crate::hypervisor::{Exit, ExitIo, HypervisorError, Vcpu};
+use crate::memory::GuestRam;
+use crate::sys::clock::Clock;
+
+/// A processor that executes single instructions. Keeps nothing between them: the guest runs elsewhere
+/// meanwhile, and changes its code and page tables without a word.
+pub(in crate::hypervisor) struct Stepper {
+    vcpu: SoftVcpu,
+}
+
+impl Stepper {
+    pub(in crate::hypervisor) fn new(id: u32, ram: Arc<GuestRam>, clock: Arc<Clock>) -> Self {
+        Self { vcpu: SoftVcpu::new(id, ram, clock, None) }
+    }
+
+    /// Executes the instruction at `state`'s instruction pointer, or delivers what it raises. Returns how
+    /// that left the guest, if it did.
+    pub(in crate::hypervisor) fn step(
+        &mut self,
+        state: &mut VcpuState,
+        io: &dyn ExitIo,
+    ) -> Result<Option<Exit>, HypervisorError> {
+        self.vcpu.forget();
+        self.vcpu.set_state(state)?;
+        let exit = self.vcpu.step(io);
+        *state = self.vcpu.state()?;
+        Ok(exit)
+    }
+}

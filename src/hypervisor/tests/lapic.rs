@@ -1,0 +1,1 @@
+//! Local APICs of backends that have their own.
