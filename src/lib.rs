@@ -103,5 +103,7 @@ pub use host::Host;
 pub use instance::place::Machine;
 pub use instance::{
     Backend, Error, FileSystemSnapshotOptions, Instance, InstanceBuilder, Mount, Snapshot, Source, Timing,
+    supports_hypervisor,
 };
+pub use hypervisor::CpuModel;
 pub use oci::FileSystemSnapshot;

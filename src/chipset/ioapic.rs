@@ -70,6 +70,23 @@ pub(crate) struct IoApic {
     state: Mutex<IoApicState>,
 }
 
+/// What a redirection entry sends.
+fn message(entry: u64) -> Message {
+    let id = match (entry >> 56) as u32 {
+        0xff => BROADCAST,
+        id => id,
+    };
+    Message {
+        destination: match entry & RTE_LOGICAL {
+            0 => Destination::Physical(id),
+            _ => Destination::Logical(id),
+        },
+        mode: DeliveryMode::from_bits((entry >> 8) as u32),
+        vector: entry as u8,
+        level: entry & RTE_LEVEL != 0,
+    }
+}
+
 impl IoApicState {
     fn service(&mut self, pin: usize, deliver: Deliver<'_>) {
         let Some(entry) = self.redirection.get_mut(pin) else { return };
@@ -77,19 +94,7 @@ impl IoApicState {
         if *entry & RTE_MASKED != 0 || level && *entry & RTE_REMOTE_IRR != 0 {
             return;
         }
-        let id = match (*entry >> 56) as u32 {
-            0xff => BROADCAST,
-            id => id,
-        };
-        let accepted = deliver(&Message {
-            destination: match *entry & RTE_LOGICAL {
-                0 => Destination::Physical(id),
-                _ => Destination::Logical(id),
-            },
-            mode: DeliveryMode::from_bits((*entry >> 8) as u32),
-            vector: *entry as u8,
-            level,
-        });
+        let accepted = deliver(&message(*entry));
         if accepted && level {
             *entry |= RTE_REMOTE_IRR;
         }
@@ -166,6 +171,15 @@ impl IoApic {
         }
     }
 
+    /// What its level-triggered entries send, those whose end is awaited included.
+    pub(crate) fn level_messages(&self) -> Vec<Message> {
+        let state = self.lock();
+        let awaits = |entry: &&u64| {
+            **entry & RTE_LEVEL != 0 && (**entry & RTE_MASKED == 0 || **entry & RTE_REMOTE_IRR != 0)
+        };
+        state.redirection.iter().filter(awaits).map(|&entry| message(entry)).collect()
+    }
+
     /// A read of the register window.
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         let state = self.lock();
@@ -206,5 +220,8 @@ impl BusDevice for IoApicWindow {
 
     fn write(&self, offset: u64, data: &[u8]) {
         self.0.ioapic().write(offset, data, &|message| self.0.deliver(None, message));
+        if offset == REG_WINDOW {
+            self.0.watch();
+        }
     }
 }

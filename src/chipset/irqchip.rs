@@ -3,17 +3,20 @@
 //! Global system interrupts 0 to 15 drive the PIC's input and the IOAPIC's pin of the same number,
 //! except that GSI 0, the ISA timer, is pin 2 (the MADT's interrupt source override), so that GSI 2,
 //! the PIC's cascade, is nobody's. GSIs 16 to 23 drive the IOAPIC only; above that they are ignored.
+//!
+//! Where the backend has local APICs of its own ([`IrqChip::use_sink`]), those here rest: messages go to
+//! the backend's, and their ends come back through [`IrqChip::end_of_interrupt`].
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use super::bus::{BusDevice, BusError, SystemBus};
 use super::ioapic::{self, IoApic, IoApicState, IoApicWindow};
 use super::irq::IrqSink;
-use super::lapic::{DeliveryMode, Destination, Fabric, Lapic, LapicState, Message};
+use super::lapic::{BROADCAST, DeliveryMode, Destination, Fabric, Lapic, LapicState, Message};
 use super::pic::{self, Pic};
 use super::timers::Timers;
-use crate::hypervisor::{LocalApic, VcpuSignal};
+use crate::hypervisor::{LocalApic, MessageSink, MsiMessage, VcpuSignal};
 
 /// Most vCPUs: xAPIC ids are 8 bits and 0xff is everybody.
 pub const MAX_VCPUS: u32 = 255;
@@ -39,6 +42,10 @@ pub struct IrqChip {
     lapics: Box<[Arc<Lapic>]>,
     /// Who was last chosen for a lowest-priority interrupt.
     last_chosen: AtomicUsize,
+    /// The way to the backend's local APICs, where it has its own.
+    sink: OnceLock<Arc<dyn MessageSink>>,
+    /// The boot processor, whom the PIC interrupts.
+    boot: OnceLock<Arc<dyn VcpuSignal>>,
 }
 
 impl std::fmt::Debug for IrqChip {
@@ -58,6 +65,8 @@ impl IrqChip {
                 .map(|id| Lapic::new(id, id == 0, timers, me.clone()))
                 .collect(),
             last_chosen: AtomicUsize::new(0),
+            sink: OnceLock::new(),
+            boot: OnceLock::new(),
         })
     }
 
@@ -66,9 +75,35 @@ impl IrqChip {
         self.lapics.get(id as usize).map(|lapic| lapic.clone() as Arc<dyn LocalApic>)
     }
 
+    /// Sends all messages to the backend's local APICs from now on. To be called before anything runs.
+    pub fn use_sink(&self, sink: Arc<dyn MessageSink>) {
+        let _ = self.sink.set(sink);
+        self.watch();
+    }
+
+    /// Tells the backend which messages' ends concern the IOAPIC.
+    pub(crate) fn watch(&self) {
+        if let Some(sink) = self.sink.get() {
+            sink.watch(&self.ioapic.level_messages().iter().map(msi).collect::<Vec<_>>());
+        }
+    }
+
+    /// The backend's local APIC has ended a level-triggered interrupt.
+    pub fn end_of_interrupt(&self, vector: u8) {
+        Fabric::end_of_interrupt(self, vector);
+    }
+
+    /// The PIC's interrupt-acknowledge cycle, for the backend's local APIC.
+    pub fn acknowledge_pic(&self) -> Option<u8> {
+        Fabric::acknowledge_pic(self)
+    }
+
     /// Tells vCPU `id`'s local APIC whom to signal. To be called before the vCPU first runs. Its
     /// `attention` is called with locks of the chipset held and must not call back into it.
     pub fn connect(&self, id: u32, signal: Arc<dyn VcpuSignal>) {
+        if id == 0 {
+            let _ = self.boot.set(signal.clone());
+        }
         if let Some(lapic) = self.lapics.get(id as usize) {
             lapic.connect(signal);
         }
@@ -107,8 +142,11 @@ impl IrqChip {
     pub fn set_state(&self, state: IrqChipState) {
         *self.pic() = state.pic;
         self.ioapic.set_state(state.ioapic);
-        for (lapic, state) in self.lapics.iter().zip(state.lapics) {
-            lapic.set_state(state);
+        self.watch();
+        if self.sink.get().is_none() {
+            for (lapic, state) in self.lapics.iter().zip(state.lapics) {
+                lapic.set_state(state);
+            }
         }
         // The level of LINT0 is the PIC's to say, whatever the local APIC's state has for it.
         self.with_pic(|_| ());
@@ -127,6 +165,9 @@ impl IrqChip {
 
     /// Routes a message to the local APICs it is for. Returns whether any accepted.
     pub(crate) fn deliver(&self, from: Option<u32>, message: &Message) -> bool {
+        if let Some(sink) = self.sink.get() {
+            return sink.deliver(&msi(message));
+        }
         let chosen = |lapic: &Lapic, id: usize| {
             let own = from == Some(id as u32);
             match message.destination {
@@ -166,6 +207,9 @@ impl IrqChip {
         if let Some(boot) = self.lapics.first() {
             boot.set_lint0(pic.output());
         }
+        if let (Some(_), Some(boot)) = (self.sink.get(), self.boot.get()) {
+            boot.set_lint0(pic.output());
+        }
         result
     }
 }
@@ -195,6 +239,38 @@ impl Fabric for IrqChip {
 
     fn acknowledge_pic(&self) -> Option<u8> {
         self.with_pic(Pic::acknowledge)
+    }
+}
+
+/// A message as a device would write it.
+fn msi(message: &Message) -> MsiMessage {
+    /// Where local APICs listen.
+    const BASE: u32 = 0xfee0_0000;
+    const LOGICAL: u32 = 1 << 2;
+    /// To one of several: the redirection hint.
+    const HINT: u32 = 1 << 3;
+    const ASSERT: u32 = 1 << 14;
+    const LEVEL: u32 = 1 << 15;
+    let (destination, logical) = match message.destination {
+        Destination::Physical(id) => (id, 0),
+        Destination::Logical(id) => (id, LOGICAL),
+        // None of the IOAPIC's; an IPI never comes here.
+        Destination::Myself | Destination::All | Destination::Others => (BROADCAST, 0),
+    };
+    let mode = match message.mode {
+        DeliveryMode::Fixed => 0,
+        DeliveryMode::LowestPriority => 1,
+        DeliveryMode::Smi => 2,
+        DeliveryMode::Reserved => 3,
+        DeliveryMode::Nmi => 4,
+        DeliveryMode::Init => 5,
+        DeliveryMode::Startup => 6,
+        DeliveryMode::ExtInt => 7,
+    };
+    let hint = if message.mode == DeliveryMode::LowestPriority { HINT } else { 0 };
+    MsiMessage {
+        address: BASE | (destination & 0xff) << 12 | logical | hint,
+        data: u32::from(message.vector) | mode << 8 | ASSERT | if message.level { LEVEL } else { 0 },
     }
 }
 

@@ -8,9 +8,11 @@
 //! States of a vCPU: *stopped* (no thread in `run`; its state may be read and set) and *running*.
 //! [`VcpuSignal::kick`] ends `run` with [`Exit::Kicked`] soon, wherever the guest is, also in HLT.
 
+pub(crate) mod flat;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 mod model;
+pub mod probe;
 mod saved;
 pub mod soft;
 #[cfg(test)]
@@ -20,7 +22,9 @@ mod unavailable;
 use std::sync::Arc;
 
 use crate::arch::x86_64::VcpuState;
+use crate::memory::GuestRam;
 use crate::state as saved_state;
+use crate::sys::clock::Clock;
 
 pub use model::CpuModel;
 pub use unavailable::Unavailable;
@@ -162,6 +166,53 @@ pub enum HypervisorError {
     /// The host refused a resource.
     #[error("host resource")]
     Io(#[from] std::io::Error),
+}
+
+/// A machine on KVM.
+///
+/// # Errors
+/// [`HypervisorError::Unavailable`] where there is none, [`HypervisorError::LesserCpu`] where it has less
+/// than the model.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub fn kvm_vm(
+    ram: Arc<GuestRam>,
+    clock: Arc<Clock>,
+    cpus: u32,
+    options: VmOptions,
+) -> Result<Box<dyn Vm>, HypervisorError> {
+    Ok(Box::new(kvm::KvmVm::new(kvm::System::open()?, ram, clock, cpus, options)?))
+}
+
+/// The richest processor model that KVM has all of here.
+///
+/// # Errors
+/// As [`kvm_vm`].
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub fn kvm_model() -> Result<CpuModel, HypervisorError> {
+    kvm::cpuid::richest(&kvm::System::open()?)
+}
+
+/// There is no KVM on this kind of host.
+///
+/// # Errors
+/// Always.
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+pub fn kvm_model() -> Result<CpuModel, HypervisorError> {
+    Err(Unavailable::Platform("KVM").into())
+}
+
+/// There is no KVM on this kind of host.
+///
+/// # Errors
+/// Always.
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+pub fn kvm_vm(
+    _ram: Arc<GuestRam>,
+    _clock: Arc<Clock>,
+    _cpus: u32,
+    _options: VmOptions,
+) -> Result<Box<dyn Vm>, HypervisorError> {
+    Err(Unavailable::Platform("KVM").into())
 }
 
 /// What a machine is made with, beside RAM and processors.

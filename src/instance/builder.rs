@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::defaults::Overrides;
 use super::progress::{Progress, Sink};
+use crate::hypervisor::CpuModel;
 use super::{Backend, Error, Instance, Mount, Source, start};
 use crate::machine::boot::provider::Provider;
 use crate::vfs::Limits;
@@ -22,6 +23,8 @@ pub struct InstanceBuilder {
     pub(super) kernel_arguments: Vec<String>,
     pub(super) backend: Backend,
     pub(super) require_hardware: bool,
+    pub(super) cpu_model: Option<CpuModel>,
+    pub(super) opinions: u64,
     pub(super) console: Option<Box<dyn Write + Send>>,
     pub(super) provider: Provider,
     pub(super) progress: Sink,
@@ -54,6 +57,8 @@ impl InstanceBuilder {
             kernel_arguments: Vec::new(),
             backend: Backend::Auto,
             require_hardware: false,
+            cpu_model: None,
+            opinions: u64::MAX,
             console: None,
             provider: Provider::new(),
             progress: Sink::Terminal,
@@ -165,7 +170,22 @@ impl InstanceBuilder {
         self
     }
 
-    /// Refuses to run on the software CPU.
+    /// What the guest's processors are: unless said otherwise, the richest model that the backend has here. A snapshot
+    /// can be restored wherever its machine's model is to be had; [`CpuModel::Minimal`] is nearly everywhere.
+    pub fn cpu_model(mut self, model: CpuModel) -> Self {
+        self.cpu_model = Some(model);
+        self
+    }
+
+    /// Where [`Backend::Kvm`] is insisted on and KVM refuses an instruction of the guest's kernel (it does where it has
+    /// to emulate it), the software CPU executes that one instruction: at most `max` times, then the machine ends.
+    /// Without limit unless said otherwise.
+    pub fn max_refused_instructions(mut self, max: u64) -> Self {
+        self.opinions = max;
+        self
+    }
+
+    /// Refuses to run where hardware virtualization does not run a kernel at the processor's speed.
     pub fn require_hardware(mut self, on: bool) -> Self {
         self.require_hardware = on;
         self

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use crate::hypervisor::HypervisorError;
 use crate::machine::boot::BootError;
 use crate::machine::snapshot::SnapshotError;
 use crate::machine::{Ending, MachineError};
@@ -25,7 +26,7 @@ pub enum Error {
     #[error("the machine was stopped after its lifetime of {0:?}")]
     Timeout(Duration),
     /// Hardware virtualization was asked for and cannot be had.
-    #[error("no usable hypervisor: {reason}; without `require_hardware` the software CPU is used")]
+    #[error("no usable hypervisor: {reason} (without `require_hardware` or `Backend::Kvm` the software CPU is used)")]
     HypervisorUnavailable {
         /// Why.
         reason: String,
@@ -161,6 +162,12 @@ impl From<MachineError> for Error {
                 Self::Mount { tag: bad.0, reason }
             }
             MachineError::Host(source) => Self::Host { what: "starting the machine", source },
+            MachineError::Hypervisor(HypervisorError::Unavailable(why)) => {
+                Self::HypervisorUnavailable { reason: why.to_string() }
+            }
+            MachineError::Hypervisor(why @ HypervisorError::LesserCpu { .. }) => {
+                Self::HypervisorUnavailable { reason: why.to_string() }
+            }
             other => Self::Host { what: "making the machine", source: io::Error::other(other) },
         }
     }

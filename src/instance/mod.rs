@@ -5,6 +5,7 @@
 //! never disturbs another. When it has ended every pending and later operation fails at once.
 
 mod builder;
+mod choice;
 mod defaults;
 mod error;
 mod files;
@@ -25,6 +26,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use builder::InstanceBuilder;
+pub use choice::supports_hypervisor;
 pub use error::Error;
 pub use fs_snapshot::FileSystemSnapshotOptions;
 pub use mount::Mount;
@@ -34,23 +36,14 @@ pub use source::Source;
 
 use crate::agent::{self, Client};
 use crate::fs::FileSystem;
+use crate::hypervisor::CpuModel;
+pub use crate::machine::Backend;
 use crate::machine::{Ending, Machine};
 use crate::oci::ImageConfig;
 use crate::process::{Command, Defaults, Exec};
 
 /// How much longer than the grace it was given a shutdown may take: killing, writing files out.
 const SHUTDOWN_SLACK: Duration = Duration::from_secs(30);
-
-/// What a machine runs on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Backend {
-    /// The best that works here.
-    #[default]
-    Auto,
-    /// The software CPU, which works everywhere.
-    Soft,
-}
 
 /// How long the parts of a start took.
 #[derive(Debug, Clone, Copy, Default)]
@@ -90,6 +83,7 @@ pub struct Instance {
     files: FileSystem,
     /// Why it was not restored.
     booted: Option<String>,
+    backend_reason: String,
     closed: AtomicBool,
     /// What the root started from, where that is known.
     origin: Option<fs_snapshot::Origin>,
@@ -132,6 +126,7 @@ impl Instance {
             config,
             files,
             booted: None,
+            backend_reason: String::new(),
             closed,
             origin: None,
             freezing: Mutex::new(()),
@@ -172,7 +167,24 @@ impl Instance {
 
     /// What the machine runs on; never [`Backend::Auto`].
     pub fn backend(&self) -> Backend {
-        Backend::Soft
+        self.machine.platform().backend
+    }
+
+    /// Why it runs on that, as a sentence without its full stop; for one restored from a [`Snapshot`] or cloned, the
+    /// reason that its builder had.
+    pub fn backend_reason(&self) -> &str {
+        &self.backend_reason
+    }
+
+    /// What the guest's processors are.
+    pub fn cpu_model(&self) -> CpuModel {
+        self.machine.platform().options.model
+    }
+
+    /// How many instructions the software CPU has executed in KVM's stead, see
+    /// [`InstanceBuilder::max_refused_instructions`].
+    pub fn refused_instructions(&self) -> u64 {
+        self.machine.opinions()
     }
 
     /// How long the parts of the start took.

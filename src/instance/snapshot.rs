@@ -98,6 +98,7 @@ impl Snapshot {
             let reason = "a machine from a snapshot has the snapshot's mounts".to_owned();
             return Err(Error::Mount { tag: mount.tag.clone(), reason });
         }
+        let (platform, backend_reason) = super::choice::platform(&builder)?;
         let begin = Instant::now();
         let (id, hostname) = super::root::identity(builder.hostname.take())?;
         let restored = snapshot::reopen(&self.inner.state, &self.inner.ram).map_err(Error::Snapshot)?;
@@ -110,7 +111,7 @@ impl Snapshot {
             }
             Ok(())
         };
-        let running = start::restore(&mut builder, restored, tags, serve).map_err(Error::Snapshot)?;
+        let running = start::restore(&mut builder, platform, restored, tags, serve).map_err(Error::Snapshot)?;
         let (load, started) = (begin.elapsed(), Instant::now());
         let lifetime = builder.timeout;
         let client = running.client(Some(start::RETURN), lifetime)?;
@@ -124,6 +125,7 @@ impl Snapshot {
         let config = self.inner.config.clone();
         let mut instance = Instance::from_parts(machine, client, defaults, timing, lifetime, id, config);
         instance.origin = self.inner.origin.clone();
+        instance.backend_reason = backend_reason;
         Ok(instance)
     }
 }
@@ -162,6 +164,6 @@ impl Instance {
     /// As [`Instance::snapshot`], or those of starting a machine.
     pub fn fork(&self, n: usize) -> Result<Vec<Instance>, Error> {
         let snapshot = self.snapshot()?;
-        (0..n).map(|_| Instance::new(&snapshot)).collect()
+        (0..n).map(|_| Instance::builder(&snapshot).backend(self.backend()).start()).collect()
     }
 }

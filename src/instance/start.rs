@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::builder::InstanceBuilder;
+use super::choice;
 use super::defaults::defaults;
 use super::fs_snapshot::Origin;
 use super::root::Root;
@@ -19,7 +20,9 @@ use crate::machine::boot::initramfs;
 use crate::machine::boot::loader::{self, Vmlinux};
 use crate::machine::boot::provider::Kernel;
 use crate::machine::snapshot::{self, Key, KeyBuilder, SnapshotError, Store};
-use crate::machine::{Board, BoardConfig, Console, Ending, Machine, MachineError, PowerSwitch};
+use crate::machine::{
+    Board, BoardConfig, Console, Ending, Machine, MachineError, Platform, PowerSwitch, Processor,
+};
 use crate::memory::GuestRam;
 use crate::sys::cache_dir;
 use crate::virtio::fs::FsHost;
@@ -40,6 +43,7 @@ pub(super) const RETURN: Duration = Duration::from_secs(20);
 /// What boot and restore have in common.
 struct Plan<'a> {
     builder: &'a mut InstanceBuilder,
+    platform: Platform,
     kernel: &'a Kernel,
     root: &'a Root,
     memory: u64,
@@ -53,15 +57,11 @@ pub(super) struct Running {
 }
 
 pub(super) fn start(mut builder: InstanceBuilder) -> Result<Instance, Error> {
-    if builder.require_hardware {
-        return Err(Error::HypervisorUnavailable {
-            reason: "this version runs on the software CPU only".into(),
-        });
-    }
     if let Kind::Snapshot(snapshot) = &builder.source.kind {
         let snapshot = snapshot.clone();
         return snapshot.start(builder);
     }
+    let (platform, backend_reason) = choice::platform(&builder)?;
     let memory = memory_bytes(builder.memory_mb)?;
     let defaults = defaults(builder.source.config(), &builder.overrides);
     let mut root = Root::new(&builder.source, &builder.mounts, builder.hostname.take(), &builder.limits)?;
@@ -78,7 +78,7 @@ pub(super) fn start(mut builder: InstanceBuilder) -> Result<Instance, Error> {
     let snapshots = snapshots(&builder);
     let (lifetime, config) = (builder.timeout, builder.source.config().cloned());
     let origin = Origin::new(&builder.source, builder.provider.cache_dir().or_else(cache_dir::of_user));
-    let mut plan = Plan { builder: &mut builder, kernel: &kernel, root: &root, memory, command_line };
+    let mut plan = Plan { builder: &mut builder, platform, kernel: &kernel, root: &root, memory, command_line };
     let key = plan.key();
     let restored = match &snapshots {
         Ok(store) => plan.try_restore(store, &key)?,
@@ -106,6 +106,7 @@ pub(super) fn start(mut builder: InstanceBuilder) -> Result<Instance, Error> {
     tracing::debug!(?timing, release = kernel.release, "machine started");
     let mut instance = Instance::from_parts(machine, client, defaults, timing, lifetime, root.id, config);
     (instance.booted, instance.origin) = (booted, origin);
+    instance.backend_reason = backend_reason;
     Ok(instance)
 }
 
@@ -186,6 +187,7 @@ impl Plan<'_> {
             .part("modules", MODULES.join(" ").as_bytes())
             .part("agent", agent::BINARY)
             .part("command line", self.command_line.as_bytes())
+            .part("processor", self.platform.options.model.name().as_bytes())
             .part("memory", &self.memory.to_le_bytes())
             .part("file systems", self.root.tags().join("\n").as_bytes())
             .build()
@@ -239,7 +241,7 @@ impl Plan<'_> {
             root.serve(devices);
             Ok(())
         };
-        restore(self.builder, restored, root.tags(), serve)
+        restore(self.builder, self.platform, restored, root.tags(), serve)
     }
 
     fn boot(&mut self) -> Result<Running, Error> {
@@ -261,7 +263,10 @@ impl Plan<'_> {
         )?;
         let listener = listen(&board)
             .map_err(|source| Error::Host { what: "listening for the guest's agent", source })?;
-        let machine = Machine::start(board, &state, console, &power, self.builder.timeout, |_| Ok(()))?;
+        let processor = Processor { state, lapic: None };
+        let lifetime = self.builder.timeout;
+        let machine =
+            Machine::start(board, self.platform, &processor, console, &power, lifetime, |_| Ok(()))?;
         Ok(Running { machine, listener })
     }
 }
@@ -292,13 +297,15 @@ fn board(
 /// Makes a machine of `restored` with these file systems, which `serve` puts behind their devices, and lets it run.
 pub(super) fn restore(
     builder: &mut InstanceBuilder,
+    platform: Platform,
     restored: snapshot::Restored,
     file_systems: Vec<String>,
     serve: impl FnOnce(&[FsHost]) -> std::io::Result<()>,
 ) -> Result<Running, SnapshotError> {
     let (board, console, power) = board(builder, restored.ram.clone(), file_systems)?;
     let listener = listen(&board).map_err(MachineError::Host)?;
-    let vcpu = restored.vcpu().clone();
+    let processor = restored.processor().clone();
+    let platform = platform.with_model(restored.model());
     let mut applied = Ok(());
     let prepare = |board: &Board| {
         serve(board.file_systems())?;
@@ -308,7 +315,7 @@ pub(super) fn restore(
             Err(_) => Err(MachineError::Host(std::io::ErrorKind::InvalidData.into())),
         }
     };
-    let started = Machine::start(board, &vcpu, console, &power, builder.timeout, prepare);
+    let started = Machine::start(board, platform, &processor, console, &power, builder.timeout, prepare);
     applied?;
     Ok(Running { machine: started?, listener })
 }

@@ -25,6 +25,7 @@ use crate::chipset::reset::{I8042, POWER_PORT, PowerCallback, PowerControl, Rese
 use crate::chipset::rtc::Rtc;
 use crate::chipset::timers::Timers;
 use crate::chipset::uart::Uart;
+use crate::hypervisor::ExitIo;
 use crate::memory::GuestRam;
 use crate::sys::clock::Clock;
 use crate::virtio::console::Console as VirtioConsole;
@@ -100,6 +101,28 @@ pub struct Board {
 impl std::fmt::Debug for Board {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Board").field("description", &self.description).finish_non_exhaustive()
+    }
+}
+
+/// The bus, and the interrupt controllers for backends with local APICs of their own.
+impl ExitIo for Board {
+    fn port_read(&self, port: u16, data: &mut [u8]) {
+        self.bus.port_read(port, data);
+    }
+    fn port_write(&self, port: u16, data: &[u8]) {
+        self.bus.port_write(port, data);
+    }
+    fn mmio_read(&self, addr: u64, data: &mut [u8]) {
+        self.bus.mmio_read(addr, data);
+    }
+    fn mmio_write(&self, addr: u64, data: &[u8]) {
+        self.bus.mmio_write(addr, data);
+    }
+    fn end_of_interrupt(&self, vector: u8) {
+        self.irqchip.end_of_interrupt(vector);
+    }
+    fn acknowledge_pic(&self) -> Option<u8> {
+        self.irqchip.acknowledge_pic()
     }
 }
 

@@ -15,6 +15,7 @@ mod board;
 pub mod boot;
 mod console;
 mod ending;
+mod platform;
 mod run;
 pub mod snapshot;
 #[cfg(test)]
@@ -23,7 +24,8 @@ mod tests;
 pub use board::{Board, BoardConfig, MAX_FILE_SYSTEMS, VIRTIO_FIRST_GSI, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
 pub use console::Console;
 pub use ending::Ending;
-pub use run::{Frozen, Machine, PowerSwitch};
+pub use platform::{Backend, Platform};
+pub use run::{Frozen, Machine, PowerSwitch, Processor};
 
 /// Errors of making a machine.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +38,7 @@ pub enum MachineError {
     #[error(transparent)]
     Memory(#[from] crate::memory::MemoryError),
     /// The processors.
-    #[error("hypervisor backend")]
+    #[error("the hypervisor backend")]
     Hypervisor(#[from] crate::hypervisor::HypervisorError),
     /// Two devices want the same addresses.
     #[error("placing devices")]

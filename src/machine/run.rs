@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use crate::arch::x86_64::VcpuState;
 use crate::chipset::reset::PowerEvent;
 use crate::chipset::timers::Timer;
-use crate::hypervisor::soft::SoftVm;
 use crate::hypervisor::{Exit, Vcpu, VcpuSignal, Vm};
+use crate::state;
 
-use super::{Board, Console, Ending, MachineError};
+use super::{Board, Console, Ending, MachineError, Platform};
 
 /// How long a panicking kernel may go on printing.
 const PANIC_GRACE: Duration = Duration::from_millis(250);
@@ -38,11 +38,20 @@ struct State {
     /// The vCPU thread has left guest mode and waits.
     parked: bool,
     /// What the vCPU was like when it did.
-    vcpu: Option<VcpuState>,
+    vcpu: Option<Processor>,
     /// Why the machine is to end, or did.
     ending: Option<Ending>,
     /// All is over; `ending` is final.
     ended: bool,
+}
+
+/// A processor that stands still.
+#[derive(Debug, Clone)]
+pub struct Processor {
+    /// Its registers.
+    pub state: VcpuState,
+    /// Those of its local APIC, where that is the backend's.
+    pub lapic: Option<state::Lapic>,
 }
 
 /// What the vCPU thread, the devices and the owner share.
@@ -119,13 +128,20 @@ impl Control {
 }
 
 /// A running machine.
-#[derive(Debug)]
 pub struct Machine {
     control: Arc<Control>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    vm: Arc<dyn Vm>,
+    platform: Platform,
     board: Arc<Board>,
     /// Deadlines in machine time; kept for as long as the machine lives.
     _timers: Vec<Timer>,
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machine").field("control", &self.control).field("platform", &self.platform).finish()
+    }
 }
 
 /// A place for the power callback before there is a machine.
@@ -147,13 +163,14 @@ impl PowerSwitch {
 }
 
 impl Machine {
-    /// Starts `board` on the software CPU from `state`; before anything runs, `prepare` may bring the board into a
+    /// Starts `board` on `platform` from `state`; before anything runs, `prepare` may bring the board into a
     /// saved state. `console` is the one that the board's
     /// serial port writes to, `power` the one whose callback it has. With a `lifetime` the machine
     /// ends when it has run for so long.
     pub fn start(
         board: Board,
-        state: &VcpuState,
+        platform: Platform,
+        processor: &Processor,
         console: Console,
         power: &PowerSwitch,
         lifetime: Option<Duration>,
@@ -161,12 +178,19 @@ impl Machine {
     ) -> Result<Self, MachineError> {
         let control = Control::new(console.clone());
         let _ = power.control.set(Arc::downgrade(&control));
-        let vm = SoftVm::new(board.ram.clone(), board.clock.clone());
+        let cpus = board.description().cpus.into();
+        let vm: Arc<dyn Vm> = platform.create_vm(board.ram.clone(), board.clock.clone(), cpus)?.into();
+        if let Some(sink) = vm.message_sink() {
+            board.irqchip.use_sink(sink);
+        }
         let mut vcpu = vm.create_vcpu(0, board.irqchip.lapic(0))?;
         board.irqchip.connect(0, vcpu.signal());
         let _ = control.signal.set(vcpu.signal());
-        vcpu.set_state(state)?;
         prepare(&board)?;
+        vcpu.set_state(&processor.state)?;
+        if let (Some(lapic), Some(_)) = (&processor.lapic, vm.message_sink()) {
+            vcpu.set_local_apic(lapic, board.clock.now())?;
+        }
 
         let weak = Arc::downgrade(&control);
         let timer = |why: Ending| {
@@ -188,6 +212,7 @@ impl Machine {
 
         let board = Arc::new(board);
         board.clock.resume();
+        vm.time_resumed();
         board.timers.clock_changed();
         let thread = {
             let (control, board) = (control.clone(), board.clone());
@@ -195,7 +220,17 @@ impl Machine {
                 .name("cc-vcpu-0".into())
                 .spawn(move || vcpu_thread(vcpu, &control, &board))?
         };
-        Ok(Self { control, thread: Mutex::new(Some(thread)), board, _timers: vec![life] })
+        Ok(Self { control, thread: Mutex::new(Some(thread)), vm, platform, board, _timers: vec![life] })
+    }
+
+    /// What it runs on.
+    pub fn platform(&self) -> Platform {
+        self.platform
+    }
+
+    /// How many instructions the software CPU has executed because the backend refused them.
+    pub fn opinions(&self) -> u64 {
+        self.vm.opinions()
     }
 
     /// The board.
@@ -269,6 +304,7 @@ impl Machine {
             transport.device().pause();
         }
         self.board.clock.pause();
+        self.vm.time_paused();
         self.board.timers.clock_changed();
     }
 
@@ -297,6 +333,7 @@ impl Machine {
             return;
         }
         self.board.clock.resume();
+        self.vm.time_resumed();
         self.board.timers.clock_changed();
         for transport in &self.board.virtio {
             transport.device().resume();
@@ -326,12 +363,12 @@ impl Machine {
 pub struct Frozen<'a> {
     machine: &'a Machine,
     ran: bool,
-    vcpu: Option<VcpuState>,
+    vcpu: Option<Processor>,
 }
 
 impl Frozen<'_> {
     /// The processor's state, unless the backend could not give it.
-    pub fn vcpu(&self) -> Option<&VcpuState> {
+    pub fn vcpu(&self) -> Option<&Processor> {
         self.vcpu.as_ref()
     }
 }
@@ -357,10 +394,10 @@ fn nanos(d: Duration) -> u64 {
 /// The run loop, the same for every backend.
 fn vcpu_thread(mut vcpu: Box<dyn Vcpu>, control: &Control, board: &Board) {
     loop {
-        if let Some(Wanted::Stop) = wait_while_paused(control, &*vcpu) {
+        if let Some(Wanted::Stop) = wait_while_paused(control, &*vcpu, board) {
             break;
         }
-        let exit = vcpu.run(&*board.bus);
+        let exit = vcpu.run(board);
         control.instructions.store(vcpu.instructions().unwrap_or(0), Ordering::Relaxed);
         match exit {
             Ok(Exit::Kicked) => {}
@@ -384,11 +421,11 @@ fn vcpu_thread(mut vcpu: Box<dyn Vcpu>, control: &Control, board: &Board) {
 }
 
 /// Stays here while the machine is paused. Returns what is wanted now.
-fn wait_while_paused(control: &Control, vcpu: &dyn Vcpu) -> Option<Wanted> {
+fn wait_while_paused(control: &Control, vcpu: &dyn Vcpu, board: &Board) -> Option<Wanted> {
     let mut state = control.lock();
     while state.wanted == Wanted::Pause {
         if !state.parked {
-            state.vcpu = vcpu.state().ok();
+            state.vcpu = processor(vcpu, board);
         }
         state.parked = true;
         control.changed.notify_all();
@@ -396,6 +433,15 @@ fn wait_while_paused(control: &Control, vcpu: &dyn Vcpu) -> Option<Wanted> {
     }
     state.parked = false;
     Some(state.wanted)
+}
+
+/// What `vcpu` is now.
+fn processor(vcpu: &dyn Vcpu, board: &Board) -> Option<Processor> {
+    let parts = vcpu.state().and_then(|state| {
+        let lapic = vcpu.local_apic(board.clock.now())?;
+        Ok(Processor { state, lapic })
+    });
+    parts.inspect_err(|e| tracing::error!(error = e as &dyn std::error::Error, "the vCPU's state")).ok()
 }
 
 fn finish(control: &Control, board: &Board) {

@@ -86,6 +86,8 @@ enum BackendArg {
     Auto,
     /// The software CPU
     Soft,
+    /// Linux's KVM
+    Kvm,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -179,6 +181,7 @@ pub(crate) fn start(args: &RunArgs) -> Result<Instance, Failure> {
     builder = builder.backend(match args.backend {
         BackendArg::Auto => Backend::Auto,
         BackendArg::Soft => Backend::Soft,
+        BackendArg::Kvm => Backend::Kvm,
     });
     builder = mounts.into_iter().fold(builder, |b, m| b.mount(m));
     if let Some(timeout) = args.timeout {

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use kvm_ioctls::VcpuFd;
 
 use super::{HypervisorError, Shared, state};
+use crate::hypervisor::model::Identity;
 use crate::hypervisor::soft::Stepper;
 use crate::hypervisor::{Exit, ExitIo};
 use crate::memory::GuestRam;
@@ -24,7 +25,7 @@ use crate::sys::clock::Clock;
 const MAX_TOLD: usize = 1000;
 
 pub(super) struct Opinion {
-    id: u32,
+    identity: Identity,
     ram: Arc<GuestRam>,
     clock: Arc<Clock>,
     /// Made at the first refusal: where KVM works, there is none.
@@ -36,9 +37,9 @@ pub(super) struct Opinion {
 pub(super) type Code = Option<[u8; 15]>;
 
 impl Opinion {
-    pub(super) fn new(id: u32, shared: &Shared) -> Self {
+    pub(super) fn new(identity: Identity, shared: &Shared) -> Self {
         let (ram, clock) = (shared.ram.clone(), shared.time.clock());
-        Self { id, ram, clock, stepper: None, told: HashSet::new() }
+        Self { identity, ram, clock, stepper: None, told: HashSet::new() }
     }
 
     /// Executes the instruction that `fd` stands at. Returns how the vCPU is left, if it is.
@@ -61,7 +62,7 @@ impl Opinion {
             return Err(HypervisorError::Refused { rip: before.rip, count });
         }
         let stepper =
-            self.stepper.get_or_insert_with(|| Stepper::new(self.id, self.ram.clone(), self.clock.clone()));
+            self.stepper.get_or_insert_with(|| Stepper::new(self.identity, self.ram.clone(), self.clock.clone()));
         let mut after = before.clone();
         let exit = stepper.step(&mut after, io)?;
         if let Some(code) = code

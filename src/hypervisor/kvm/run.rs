@@ -116,7 +116,7 @@ impl KvmVcpu {
             running: Mutex::new(None),
             lint0: AtomicBool::new(false),
         };
-        let opinion = Opinion::new(id, &shared);
+        let opinion = Opinion::new(identity, &shared);
         Ok(Self { fd, shared, signal: Arc::new(signal), tsc, opinion, incomplete: false, unblocked: false })
     }
 

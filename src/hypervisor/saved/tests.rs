@@ -8,7 +8,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::arch::x86_64::gpr;
 use crate::hypervisor::soft::SoftVm;
-use crate::hypervisor::{Exit, ExitIo, Vm};
+use crate::hypervisor::{CpuModel, Exit, ExitIo, Vm};
 use crate::memory::GuestRam;
 use crate::state::container::{Reader, Writer};
 use crate::state::samples;
@@ -206,7 +206,7 @@ fn ram() -> Arc<GuestRam> {
 fn run(state: &VcpuState) -> Option<Exit> {
     let clock = Arc::new(Clock::new());
     clock.resume();
-    let mut vcpu = SoftVm::new(ram(), clock).create_vcpu(0, None).unwrap();
+    let mut vcpu = SoftVm::new(ram(), clock, 1, CpuModel::Baseline).create_vcpu(0, None).unwrap();
     vcpu.set_state(state).ok()?;
     assert_eq!(vcpu.state().unwrap(), *state);
     let exit = vcpu.run(&NoIo).unwrap();

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use crate::arch::x86_64::{DescriptorTable, FpuState, Msrs, Segment, TSC_KHZ, cr0, cr4, rflags, seg, vector};
-use crate::hypervisor::LocalApic;
+use crate::hypervisor::model::Identity;
+use crate::hypervisor::{CpuModel, LocalApic};
 use crate::memory::GuestRam;
 use crate::sys::clock::Clock;
 
@@ -99,8 +100,8 @@ pub(super) struct Cpu {
     pub(super) msrs: Msrs,
     /// Rate of the TSC.
     pub(super) tsc_khz: u32,
-    /// Number of this vCPU: its APIC id.
-    pub(super) id: u32,
+    /// What CPUID says of it.
+    pub(super) identity: Identity,
     pub(super) apic: Option<Arc<dyn LocalApic>>,
     pub(super) clock: Arc<Clock>,
     pub(super) attention: Arc<AtomicU32>,
@@ -160,7 +161,7 @@ impl Cpu {
             dr: [0, 0, 0, 0, 0xffff_0ff0, 0x400],
             msrs: Msrs::default(),
             tsc_khz: TSC_KHZ,
-            id,
+            identity: Identity { model: CpuModel::Baseline, id, cpus: 1, tsc_khz: TSC_KHZ },
             apic,
             clock,
             attention,

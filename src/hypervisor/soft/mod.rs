@@ -45,7 +45,8 @@ use std::sync::Arc;
 
 pub(super) use step::Stepper;
 
-use crate::hypervisor::{HypervisorError, LocalApic, Vcpu, Vm};
+use crate::hypervisor::model::Identity;
+use crate::hypervisor::{CpuModel, HypervisorError, LocalApic, Vcpu, Vm};
 use crate::memory::GuestRam;
 use crate::sys::clock::Clock;
 
@@ -54,12 +55,14 @@ use crate::sys::clock::Clock;
 pub struct SoftVm {
     ram: Arc<GuestRam>,
     clock: Arc<Clock>,
+    cpus: u32,
+    model: CpuModel,
 }
 
 impl SoftVm {
-    /// A machine with this RAM, whose time-stamp counters run with `clock`.
-    pub fn new(ram: Arc<GuestRam>, clock: Arc<Clock>) -> Self {
-        Self { ram, clock }
+    /// A machine with this RAM and up to `cpus` processors, whose time-stamp counters run with `clock`.
+    pub fn new(ram: Arc<GuestRam>, clock: Arc<Clock>, cpus: u32, model: CpuModel) -> Self {
+        Self { ram, clock, cpus, model }
     }
 }
 
@@ -69,6 +72,8 @@ impl Vm for SoftVm {
         id: u32,
         apic: Option<Arc<dyn LocalApic>>,
     ) -> Result<Box<dyn Vcpu>, HypervisorError> {
-        Ok(Box::new(run::SoftVcpu::new(id, self.ram.clone(), self.clock.clone(), apic)))
+        let mut vcpu = run::SoftVcpu::new(id, self.ram.clone(), self.clock.clone(), apic);
+        vcpu.cpu.identity = Identity { model: self.model, cpus: self.cpus, ..vcpu.cpu.identity };
+        Ok(Box::new(vcpu))
     }
 }

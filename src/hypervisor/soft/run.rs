@@ -414,10 +414,10 @@ impl Vcpu for SoftVcpu {
         if state.seg[seg::CS].long() && state.seg[seg::CS].big() {
             return Err(HypervisorError::BadState("CS is both 64-bit and 32-bit"));
         }
-        if state.cr4 & !super::system::CR4_KNOWN != 0 || state.cr4 & cr4::PAE == 0 {
+        if state.cr4 & !self.cpu.identity.model.cr4() != 0 || state.cr4 & cr4::PAE == 0 {
             return Err(HypervisorError::BadState("CR4 has bits that this processor lacks, or no PAE"));
         }
-        if state.efer & !(efer::SCE | efer::LME | efer::LMA | efer::NXE) != 0 {
+        if state.efer & !self.cpu.identity.model.efer() != 0 {
             return Err(HypervisorError::BadState("EFER has bits that this processor lacks"));
         }
         if state.rflags & rflags::VM != 0 {

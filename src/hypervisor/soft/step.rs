@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::run::SoftVcpu;
 use crate::arch::x86_64::VcpuState;
+use crate::hypervisor::model::Identity;
 use crate::hypervisor::{Exit, ExitIo, HypervisorError, Vcpu};
 use crate::memory::GuestRam;
 use crate::sys::clock::Clock;
@@ -15,8 +16,10 @@ pub(in crate::hypervisor) struct Stepper {
 }
 
 impl Stepper {
-    pub(in crate::hypervisor) fn new(id: u32, ram: Arc<GuestRam>, clock: Arc<Clock>) -> Self {
-        Self { vcpu: SoftVcpu::new(id, ram, clock, None) }
+    pub(in crate::hypervisor) fn new(identity: Identity, ram: Arc<GuestRam>, clock: Arc<Clock>) -> Self {
+        let mut vcpu = SoftVcpu::new(identity.id, ram, clock, None);
+        vcpu.cpu.identity = identity;
+        Self { vcpu }
     }
 
     /// Executes the instruction at `state`'s instruction pointer, or delivers what it raises. Returns how

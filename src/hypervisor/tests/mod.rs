@@ -110,14 +110,13 @@ impl Machine {
         let clock = Arc::new(Clock::new());
         let options = VmOptions { model: CpuModel::Minimal, ..VmOptions::default() };
         let vm: Box<dyn Vm> = match backend {
-            Backend::Soft => Box::new(soft::SoftVm::new(ram.clone(), clock.clone())),
+            Backend::Soft => Box::new(soft::SoftVm::new(ram.clone(), clock.clone(), 1, options.model)),
             #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
             Backend::Kvm => {
                 let system = super::kvm::System::open().unwrap();
                 Box::new(super::kvm::KvmVm::new(system, ram.clone(), clock.clone(), 1, options).unwrap())
             }
         };
-        let _ = options;
         let vcpu = vm.create_vcpu(0, None).unwrap();
         let io = Arc::new(Recorder::default());
         assert!(io.signal.set(vcpu.signal()).is_ok());

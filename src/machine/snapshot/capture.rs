@@ -1,7 +1,7 @@
 //! Writing a machine that stands still.
 
 use super::store::Draft;
-use super::{CPU_MODEL, SnapshotError, memory};
+use super::{SnapshotError, memory};
 use crate::machine::{Frozen, Machine, MachineError};
 use crate::memory::{GuestRam, SavedRam};
 use crate::state;
@@ -54,16 +54,17 @@ fn state_of(machine: &Machine, frozen: &Frozen<'_>) -> Result<Writer, SnapshotEr
             cpus: 1,
             machine_time_ns: board.clock.now(),
             wall_clock_ns: wall_clock_ns(),
-            cpu_model: CPU_MODEL.to_owned(),
+            cpu_model: machine.platform().options.model.name().to_owned(),
             devices: board.device_names(),
         },
     )?;
-    out.put(0, &state::Vcpu::from(vcpu))?;
+    out.put(0, &state::Vcpu::from(&vcpu.state))?;
     let irqchip = board.irqchip.state();
     out.put(0, &state::Pic::from(&irqchip.pic))?;
     out.put(0, &state::IoApic::from(&irqchip.ioapic))?;
     for (n, lapic) in (0..).zip(&irqchip.lapics) {
-        out.put(n, &state::Lapic::from(lapic))?;
+        // The backend's, where it has its own.
+        out.put(n, vcpu.lapic.as_ref().unwrap_or(&state::Lapic::from(lapic)))?;
     }
     out.put(0, &state::Pit::from(&board.pit.state()))?;
     out.put(0, &state::Rtc::from(&board.rtc.state()))?;

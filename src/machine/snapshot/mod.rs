@@ -25,9 +25,6 @@ pub use store::{Draft, Key, KeyBuilder, Place, Store};
 
 use crate::state::StateError;
 
-/// What the software CPU is, for [`crate::state::Machine::cpu_model`].
-const CPU_MODEL: &str = "x86-64-v2";
-
 /// Why a snapshot cannot be made or used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

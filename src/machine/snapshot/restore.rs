@@ -4,10 +4,10 @@ use std::fs::File;
 use std::sync::Arc;
 
 use super::store::Place;
-use super::{CPU_MODEL, SnapshotError, memory};
-use crate::arch::x86_64::VcpuState;
+use super::{SnapshotError, memory};
 use crate::chipset::irqchip::IrqChipState;
-use crate::machine::{Board, MachineError};
+use crate::hypervisor::CpuModel;
+use crate::machine::{Board, MachineError, Processor};
 use crate::memory::{GuestRam, SavedRam};
 use crate::state::container::Reader;
 use crate::state::{self, StateError};
@@ -23,7 +23,8 @@ pub struct Restored {
 #[derive(Debug)]
 struct Parts {
     machine: state::Machine,
-    vcpu: VcpuState,
+    model: CpuModel,
+    processor: Processor,
     irqchip: IrqChipState,
     pit: crate::chipset::pit::PitState,
     rtc: crate::chipset::rtc::RtcState,
@@ -76,13 +77,15 @@ fn saved_ram(file: File, memory: u64) -> Result<SavedRam, SnapshotError> {
 fn open(mut reader: Reader<'_>, ram: &SavedRam) -> Result<Restored, SnapshotError> {
     let memory = ram.size();
     let machine: state::Machine = reader.take(0)?;
-    if machine.memory != memory || machine.cpus != 1 || machine.cpu_model != CPU_MODEL {
-        let found = format!("{} bytes, {} × {}", machine.memory, machine.cpus, machine.cpu_model);
-        return Err(SnapshotError::Other(found));
+    let found = || format!("{} bytes, {} × {}", machine.memory, machine.cpus, machine.cpu_model);
+    let model = CpuModel::from_name(&machine.cpu_model).ok_or_else(|| SnapshotError::Other(found()))?;
+    if machine.memory != memory || machine.cpus != 1 {
+        return Err(SnapshotError::Other(found()));
     }
     let pic = reader.take::<state::Pic>(0)?.try_into()?;
     let ioapic = reader.take::<state::IoApic>(0)?.try_into()?;
-    let lapic: crate::chipset::lapic::LapicState = reader.take::<state::Lapic>(0)?.try_into()?;
+    let saved_lapic = reader.take::<state::Lapic>(0)?;
+    let lapic: crate::chipset::lapic::LapicState = saved_lapic.clone().try_into()?;
     if lapic.id != 0 {
         return Err(StateError::Invalid { what: "local APIC of another processor" }.into());
     }
@@ -95,7 +98,11 @@ fn open(mut reader: Reader<'_>, ram: &SavedRam) -> Result<Restored, SnapshotErro
         })
         .collect();
     let parts = Parts {
-        vcpu: reader.take::<state::Vcpu>(0)?.try_into()?,
+        model,
+        processor: Processor {
+            state: reader.take::<state::Vcpu>(0)?.try_into()?,
+            lapic: Some(saved_lapic),
+        },
         irqchip: IrqChipState { pic, ioapic, lapics },
         pit: reader.take::<state::Pit>(0)?.try_into()?,
         rtc: reader.take::<state::Rtc>(0)?.try_into()?,
@@ -109,9 +116,14 @@ fn open(mut reader: Reader<'_>, ram: &SavedRam) -> Result<Restored, SnapshotErro
 }
 
 impl Restored {
-    /// The processor's state.
-    pub fn vcpu(&self) -> &VcpuState {
-        &self.parts.vcpu
+    /// The processor.
+    pub fn processor(&self) -> &Processor {
+        &self.parts.processor
+    }
+
+    /// What the processor is.
+    pub fn model(&self) -> CpuModel {
+        self.parts.model
     }
 
     /// Puts chipset, devices and time of `board`, whose RAM is this one's, into the saved state. The processor's

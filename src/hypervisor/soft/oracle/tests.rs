@@ -13,7 +13,7 @@ use super::native::Native;
 use super::soft_side::{HUNG, Soft};
 use super::{ARENA, ARENA_LEN, Case, Outcome};
 use crate::arch::x86_64::{rflags, vector};
-use crate::hypervisor::Vm;
+use crate::hypervisor::{CpuModel, Vm};
 use crate::hypervisor::soft::SoftVm;
 use crate::sys::clock::Clock;
 
@@ -227,7 +227,7 @@ fn soft() -> Soft {
     Soft::new(&READ_ONLY, |ram| {
         let clock = Arc::new(Clock::new());
         clock.resume();
-        SoftVm::new(ram.clone(), clock).create_vcpu(0, None).unwrap()
+        SoftVm::new(ram.clone(), clock, 1, CpuModel::Baseline).create_vcpu(0, None).unwrap()
     })
 }
 

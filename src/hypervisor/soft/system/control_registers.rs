@@ -6,23 +6,6 @@ use super::super::cpu::Cpu;
 use super::super::int::Int;
 use super::super::op::{Exec, Op, Stop, flag};
 
-/// CR4 bits this processor has.
-pub(in super::super) const CR4_KNOWN: u64 = cr4::VME
-    | cr4::PVI
-    | cr4::TSD
-    | cr4::DE
-    | cr4::PSE
-    | cr4::PAE
-    | cr4::MCE
-    | cr4::PGE
-    | cr4::PCE
-    | cr4::OSFXSR
-    | cr4::OSXMMEXCPT
-    | cr4::FSGSBASE
-    | cr4::PCIDE
-    | cr4::SMEP
-    | cr4::SMAP;
-
 pub(super) fn mov_from_cr(cpu: &mut Cpu, op: &Op) -> Exec {
     cpu.privileged()?;
     let v = match op.extra {
@@ -64,7 +47,7 @@ pub(super) fn mov_to_cr(cpu: &mut Cpu, op: &Op) -> Exec {
             cpu.tlb.flush(false);
         }
         4 => {
-            if v & !CR4_KNOWN != 0
+            if v & !cpu.identity.model.cr4() != 0
                 || (v & cr4::PAE == 0 && cpu.efer & efer::LMA != 0)
                 || (v & cr4::PCIDE != 0 && cpu.cr4 & cr4::PCIDE == 0 && cpu.cr3 & 0xfff != 0)
             {

@@ -16,7 +16,6 @@ use super::cpu::{Cpu, attention};
 use super::decode::gpr;
 use super::op::{Exec, Handler, Op};
 use calls::*;
-pub(super) use control_registers::CR4_KNOWN;
 use control_registers::*;
 use flags::*;
 use identify::*;

@@ -1,0 +1,81 @@
+//! Which backend a machine runs on.
+//!
+//! [`Backend::Auto`] asks the probe, not the device: where hardware virtualization runs a kernel at the
+//! processor's speed it is taken, else the software CPU, which always works. Whoever insists on one gets
+//! it or an error that says why not.
+
+use super::{Backend, Error, InstanceBuilder};
+use crate::hypervisor::probe::{self, Verdict};
+use crate::hypervisor::{CpuModel, HypervisorError, VmOptions};
+use crate::machine::{MachineError, Platform};
+
+/// What hardware virtualization is like on this host, and so what [`Backend::Auto`] means: `Ok` with what the probe
+/// measured where machines use it, else the reason why they do not, with what can be done about it.
+///
+/// ```no_run
+/// match cc::supports_hypervisor() {
+///     Ok(how) => println!("{how}"),
+///     Err(why) => println!("the software CPU: {why}"),
+/// }
+/// ```
+pub fn supports_hypervisor() -> Result<String, String> {
+    match probe::kvm() {
+        Ok(verdict) if verdict.is_native() => Ok(format!("KVM: {verdict}")),
+        Ok(verdict) => Err(unfit(&verdict)),
+        Err(why) => Err(why.to_string()),
+    }
+}
+
+/// What is wrong with a KVM that opens.
+fn unfit(verdict: &Verdict) -> String {
+    let remedy = match verdict {
+        Verdict::Emulated(_) => {
+            "; this is a virtual machine whose host offers no virtualization of its own (nested virtualization): \
+             turn that on there, or run on the host itself"
+        }
+        _ => "",
+    };
+    format!("KVM opens, but {verdict}{remedy}")
+}
+
+/// The platform that the builder asks for, and why it is that one.
+pub(super) fn platform(builder: &InstanceBuilder) -> Result<(Platform, String), Error> {
+    let asked = builder.backend;
+    let unavailable = |reason: String| Error::HypervisorUnavailable { reason };
+    let soft = |reason: String| {
+        if builder.require_hardware {
+            return Err(unavailable(reason));
+        }
+        let options = VmOptions { model: builder.cpu_model.unwrap_or_default(), opinions: 0 };
+        Ok((Platform { backend: Backend::Soft, options }, reason))
+    };
+    match asked {
+        Backend::Soft => soft("the software CPU was asked for".into()),
+        Backend::Auto => match supports_hypervisor() {
+            Ok(how) => Ok((kvm(builder)?, how)),
+            Err(why) => soft(why),
+        },
+        Backend::Kvm => {
+            let verdict = probe::kvm().map_err(|why| unavailable(why.to_string()))?;
+            if builder.require_hardware && !verdict.is_native() {
+                return Err(unavailable(unfit(&verdict)));
+            }
+            Ok((kvm(builder)?, format!("KVM was asked for; {verdict}")))
+        }
+    }
+}
+
+fn kvm(builder: &InstanceBuilder) -> Result<Platform, Error> {
+    let model = match builder.cpu_model {
+        Some(model) => model,
+        None => richest().map_err(|e| match e {
+            HypervisorError::Unavailable(why) => Error::HypervisorUnavailable { reason: why.to_string() },
+            e => MachineError::Hypervisor(e).into(),
+        })?,
+    };
+    Ok(Platform { backend: Backend::Kvm, options: VmOptions { model, opinions: builder.opinions } })
+}
+
+fn richest() -> Result<CpuModel, HypervisorError> {
+    crate::hypervisor::kvm_model()
+}
