@@ -30,9 +30,16 @@ impl Stepper {
         io: &dyn ExitIo,
     ) -> Result<Option<Exit>, HypervisorError> {
         self.vcpu.forget();
+        // A hypervisor may let its guest have more than the model.
+        let beyond = state.cr4 & !self.vcpu.cpu.identity.model.cr4();
+        if beyond != 0 {
+            eprintln!("CR4 beyond {beyond:#x}");
+        }
+        state.cr4 &= !beyond;
         self.vcpu.set_state(state)?;
         let exit = self.vcpu.step(io);
         *state = self.vcpu.state()?;
+        state.cr4 |= beyond;
         Ok(exit)
     }
 }

@@ -233,3 +233,31 @@ fn garbage_harms_nobody() {
         other.run();
     });
 }
+
+/// The guest sees the model, not the host, at each privilege.
+#[test]
+fn the_processor_is_the_model() {
+    on_each(|m| {
+        for privilege in [0, 3] {
+            m.state = entry();
+            if privilege == 3 {
+                user(&mut m.state);
+            }
+            for (leaf, sub) in [(0_u32, 0_u32), (1, 0), (7, 0), (0xd, 0), (0x4000_0000, 0), (0x8000_0001, 0), (0x8000_0002, 0)] {
+                m.assemble(CODE, |a| {
+                    a.mov(eax, leaf)?;
+                    a.mov(ecx, sub)?;
+                    a.cpuid()?;
+                    a.mov(dword_ptr(0x30_0000), eax)?;
+                    a.mov(dword_ptr(0x30_0004), ebx)?;
+                    a.mov(dword_ptr(0x30_0008), ecx)?;
+                    a.mov(dword_ptr(0x30_000c), edx)?;
+                    a.out(0xf4, al)
+                });
+                m.run();
+                let [low, high] = [m.read_u64(0x30_0000), m.read_u64(0x30_0008)];
+                println!("{privilege} {leaf:#x}: {:08x} {:08x} {:08x} {:08x}", low as u32, low >> 32, high as u32, high >> 32);
+            }
+        }
+    });
+}
