@@ -38,6 +38,14 @@ pub enum Error {
         /// Why that cannot be.
         reason: String,
     },
+    /// The number of processors cannot be given.
+    #[error("{cpus} processors: a machine has 1 to {max}")]
+    Cpus {
+        /// What was asked for.
+        cpus: u32,
+        /// The most that a machine can have.
+        max: u32,
+    },
     /// There is no kernel or userland to be had, or it cannot be booted.
     #[error(transparent)]
     Boot(BootError),
@@ -109,7 +117,7 @@ impl Error {
             }
             Self::Timeout(_) => io::ErrorKind::TimedOut,
             Self::HypervisorUnavailable { .. } => io::ErrorKind::Unsupported,
-            Self::Memory { .. } => io::ErrorKind::InvalidInput,
+            Self::Memory { .. } | Self::Cpus { .. } => io::ErrorKind::InvalidInput,
             Self::Boot(_) => io::ErrorKind::Other,
             Self::Snapshot(SnapshotError::Io { source, .. }) => source.kind(),
             Self::Snapshot(_) => io::ErrorKind::InvalidData,

@@ -51,6 +51,9 @@ fn word(text: &[u8], at: usize) -> u32 {
 /// EAX, EBX, ECX, EDX of leaf `leaf`, sub-leaf `sub`.
 pub(super) fn leaf(cpu: &Cpu, leaf: u32, sub: u32) -> [u32; 4] {
     let khz = (TSC_HZ / 1000) as u32;
+    // APIC ids count from 0: so many of their bits tell the cores of the one package apart.
+    let core_bits = cpu.cpus.max(1).next_power_of_two().trailing_zeros();
+    let cores = 1u32 << core_bits;
     match leaf {
         0 => [MAX_BASIC, word(b"Genu", 0), word(b"ntel", 0), word(b"ineI", 0)],
         1 => {
@@ -59,14 +62,16 @@ pub(super) fn leaf(cpu: &Cpu, leaf: u32, sub: u32) -> [u32; 4] {
             if cpu.cr4 & cr4::OSXSAVE != 0 {
                 ecx |= 1 << 27;
             }
-            [0x0002_06c2, cpu.id << 24 | 1 << 16 | 8 << 8, ecx, FEATURES_EDX]
+            // With several logical processors in the package, EBX says how many ids they may have.
+            let several = if cpu.cpus > 1 { bits(&[28]) } else { 0 };
+            [0x0002_06c2, cpu.id << 24 | cores << 16 | 8 << 8, ecx, FEATURES_EDX | several]
         }
         2 => [0x0000_0001, 0, 0, 0],
         4 => match sub {
-            // One level each of L1d, L1i (32 KiB, 8 ways), L2 (1 MiB, 16 ways).
-            0 => [0x21, 63 | 7 << 22, 63, 0],
-            1 => [0x22, 63 | 7 << 22, 63, 0],
-            2 => [0x43, 63 | 15 << 22, 1023, 0],
+            // One level each of L1d, L1i (32 KiB, 8 ways), L2 (1 MiB, 16 ways), each core's own.
+            0 => [0x21 | (cores - 1) << 26, 63 | 7 << 22, 63, 0],
+            1 => [0x22 | (cores - 1) << 26, 63 | 7 << 22, 63, 0],
+            2 => [0x43 | (cores - 1) << 26, 63 | 15 << 22, 1023, 0],
             _ => [0; 4],
         },
         5 => [64, 64, 3, 0],
@@ -74,7 +79,7 @@ pub(super) fn leaf(cpu: &Cpu, leaf: u32, sub: u32) -> [u32; 4] {
         7 if sub == 0 => [0, FEATURES_7_EBX, 0, FEATURES_7_EDX],
         0xb => match sub {
             0 => [0, 1, 0x100, cpu.id],
-            1 => [8, 1, 0x201, cpu.id],
+            1 => [core_bits, cpu.cpus, 0x201, cpu.id],
             _ => [0, 0, sub & 0xff, cpu.id],
         },
         // The crystal is the TSC is the APIC timer: 1 : 1.
