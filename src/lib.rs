@@ -100,10 +100,10 @@ pub mod vfs;
 pub mod virtio;
 
 pub use host::Host;
+pub use hypervisor::CpuModel;
 pub use instance::place::Machine;
 pub use instance::{
     Backend, Error, FileSystemSnapshotOptions, Instance, InstanceBuilder, Mount, Snapshot, Source, Timing,
     supports_hypervisor,
 };
-pub use hypervisor::CpuModel;
 pub use oci::FileSystemSnapshot;

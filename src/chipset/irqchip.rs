@@ -109,6 +109,13 @@ impl IrqChip {
         }
     }
 
+    /// vCPU `id` runs now, started by other means than a start-up IPI: its local APIC takes interrupts.
+    pub fn started(&self, id: u32) {
+        if let Some(lapic) = self.lapics.get(id as usize) {
+            lapic.started();
+        }
+    }
+
     /// Sends vCPU `id` an NMI.
     pub fn inject_nmi(&self, id: u32) {
         if let Some(lapic) = self.lapics.get(id as usize) {

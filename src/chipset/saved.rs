@@ -13,8 +13,23 @@ use super::pic::{self, ChipState, InitStep, Pic};
 use super::pit::{Access, ChannelState, PitState};
 use super::rtc::{self, RtcState};
 use super::uart::{self, UartState};
+use super::wakeup::WakeupState;
 use crate::state as saved;
 use crate::state::StateError;
+
+impl From<&WakeupState> for saved::Wakeup {
+    fn from(state: &WakeupState) -> Self {
+        let &WakeupState { apic_id, vector } = state;
+        Self { apic_id, vector }
+    }
+}
+
+impl From<&saved::Wakeup> for WakeupState {
+    fn from(state: &saved::Wakeup) -> Self {
+        let &saved::Wakeup { apic_id, vector } = state;
+        Self { apic_id, vector }
+    }
+}
 
 impl From<&LapicState> for saved::Lapic {
     fn from(state: &LapicState) -> Self {

@@ -160,17 +160,27 @@ fn word(text: &[u8], at: usize) -> u32 {
 pub(super) fn leaf(cpu: &Identity, leaf: u32, sub: u32) -> [u32; 4] {
     let khz = cpu.tsc_khz;
     let id = cpu.id;
+    // APIC ids count from 0: so many of their bits tell the cores of the one package apart.
+    let core_bits = cpu.cpus.max(1).next_power_of_two().trailing_zeros();
+    let cores = 1_u32 << core_bits;
+    // With several logical processors in the package, leaf 1 says how many ids they may have.
+    let several = if cpu.cpus > 1 { bits(&[28]) } else { 0 };
     let baseline = |bits: u32| if cpu.model == CpuModel::Baseline { bits } else { 0 };
     match leaf {
         0 => [MAX_BASIC, word(b"Genu", 0), word(b"ntel", 0), word(b"ineI", 0)],
         // Family 6, model 0x2c, stepping 2: the first generation with all of x86-64-v2.
-        1 => [0x0002_06c2, id << 24 | 1 << 16 | 8 << 8, FEATURES_ECX | baseline(BASELINE_ECX), FEATURES_EDX],
+        1 => [
+            0x0002_06c2,
+            id << 24 | cores << 16 | 8 << 8,
+            FEATURES_ECX | baseline(BASELINE_ECX),
+            FEATURES_EDX | several,
+        ],
         2 => [0x0000_0001, 0, 0, 0],
         4 => match sub {
-            // One level each of L1d, L1i (32 KiB, 8 ways), L2 (1 MiB, 16 ways).
-            0 => [0x21, 63 | 7 << 22, 63, 0],
-            1 => [0x22, 63 | 7 << 22, 63, 0],
-            2 => [0x43, 63 | 15 << 22, 1023, 0],
+            // One level each of L1d, L1i (32 KiB, 8 ways), L2 (1 MiB, 16 ways), each core's own.
+            0 => [0x21 | (cores - 1) << 26, 63 | 7 << 22, 63, 0],
+            1 => [0x22 | (cores - 1) << 26, 63 | 7 << 22, 63, 0],
+            2 => [0x43 | (cores - 1) << 26, 63 | 15 << 22, 1023, 0],
             _ => [0; 4],
         },
         5 => [64, 64, 3, 0],
@@ -178,7 +188,7 @@ pub(super) fn leaf(cpu: &Identity, leaf: u32, sub: u32) -> [u32; 4] {
         7 if sub == 0 => [0, FEATURES_7_EBX | baseline(BASELINE_7_EBX), 0, FEATURES_7_EDX],
         0xb => match sub {
             0 => [0, 1, 0x100, id],
-            1 => [8, cpu.cpus, 0x201, id],
+            1 => [core_bits, cpu.cpus, 0x201, id],
             _ => [0, 0, sub & 0xff, id],
         },
         // The crystal is the APIC timer's.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::defaults::Overrides;
 use super::progress::{Progress, Sink};
-use crate::hypervisor::CpuModel;
 use super::{Backend, Error, Instance, Mount, Source, start};
+use crate::hypervisor::CpuModel;
 use crate::machine::boot::provider::Provider;
 use crate::vfs::Limits;
 
@@ -18,6 +18,7 @@ use crate::vfs::Limits;
 pub struct InstanceBuilder {
     pub(super) source: Source,
     pub(super) memory_mb: u64,
+    pub(super) cpus: u32,
     pub(super) timeout: Option<Duration>,
     pub(super) dmesg: bool,
     pub(super) kernel_arguments: Vec<String>,
@@ -41,6 +42,7 @@ impl std::fmt::Debug for InstanceBuilder {
         f.debug_struct("InstanceBuilder")
             .field("source", &self.source)
             .field("memory_mb", &self.memory_mb)
+            .field("cpus", &self.cpus)
             .field("timeout", &self.timeout)
             .field("backend", &self.backend)
             .finish_non_exhaustive()
@@ -52,6 +54,7 @@ impl InstanceBuilder {
         Self {
             source,
             memory_mb: 256,
+            cpus: 1,
             timeout: None,
             dmesg: false,
             kernel_arguments: Vec::new(),
@@ -75,6 +78,13 @@ impl InstanceBuilder {
     /// touches it.
     pub fn memory_mb(mut self, mb: u64) -> Self {
         self.memory_mb = mb;
+        self
+    }
+
+    /// Number of processors, 1 to 32; 1 unless said otherwise. Each is a thread of this process, so more than the host
+    /// has are slower, not faster. A machine from a [`Snapshot`](super::Snapshot) has as many as that was taken of.
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
         self
     }
 

@@ -26,7 +26,9 @@ pub enum Error {
     #[error("the machine was stopped after its lifetime of {0:?}")]
     Timeout(Duration),
     /// Hardware virtualization was asked for and cannot be had.
-    #[error("no usable hypervisor: {reason} (without `require_hardware` or `Backend::Kvm` the software CPU is used)")]
+    #[error(
+        "no usable hypervisor: {reason} (without `require_hardware` or `Backend::Kvm` the software CPU is used)"
+    )]
     HypervisorUnavailable {
         /// Why.
         reason: String,
@@ -38,6 +40,14 @@ pub enum Error {
         mb: u64,
         /// Why that cannot be.
         reason: String,
+    },
+    /// The number of processors cannot be given.
+    #[error("{cpus} processors: a machine has 1 to {max}")]
+    Cpus {
+        /// What was asked for.
+        cpus: u32,
+        /// The most that a machine can have.
+        max: u32,
     },
     /// There is no kernel or userland to be had, or it cannot be booted.
     #[error(transparent)]
@@ -110,7 +120,7 @@ impl Error {
             }
             Self::Timeout(_) => io::ErrorKind::TimedOut,
             Self::HypervisorUnavailable { .. } => io::ErrorKind::Unsupported,
-            Self::Memory { .. } => io::ErrorKind::InvalidInput,
+            Self::Memory { .. } | Self::Cpus { .. } => io::ErrorKind::InvalidInput,
             Self::Boot(_) => io::ErrorKind::Other,
             Self::Snapshot(SnapshotError::Io { source, .. }) => source.kind(),
             Self::Snapshot(_) => io::ErrorKind::InvalidData,

@@ -111,7 +111,8 @@ impl Snapshot {
             }
             Ok(())
         };
-        let running = start::restore(&mut builder, platform, restored, tags, serve).map_err(Error::Snapshot)?;
+        let running =
+            start::restore(&mut builder, platform, restored, tags, serve).map_err(Error::Snapshot)?;
         let (load, started) = (begin.elapsed(), Instant::now());
         let lifetime = builder.timeout;
         let client = running.client(Some(start::RETURN), lifetime)?;

@@ -21,7 +21,7 @@ use crate::machine::boot::loader::{self, Vmlinux};
 use crate::machine::boot::provider::Kernel;
 use crate::machine::snapshot::{self, Key, KeyBuilder, SnapshotError, Store};
 use crate::machine::{
-    Board, BoardConfig, Console, Ending, Machine, MachineError, Platform, PowerSwitch, Processor,
+    Board, BoardConfig, Console, Ending, MAX_CPUS, Machine, MachineError, Platform, PowerSwitch, Processor,
 };
 use crate::memory::GuestRam;
 use crate::sys::cache_dir;
@@ -47,6 +47,7 @@ struct Plan<'a> {
     kernel: &'a Kernel,
     root: &'a Root,
     memory: u64,
+    cpus: u32,
     command_line: String,
 }
 
@@ -63,6 +64,10 @@ pub(super) fn start(mut builder: InstanceBuilder) -> Result<Instance, Error> {
     }
     let (platform, backend_reason) = choice::platform(&builder)?;
     let memory = memory_bytes(builder.memory_mb)?;
+    let cpus = builder.cpus;
+    if !(1..=MAX_CPUS).contains(&cpus) {
+        return Err(Error::Cpus { cpus, max: MAX_CPUS });
+    }
     let defaults = defaults(builder.source.config(), &builder.overrides);
     let mut root = Root::new(&builder.source, &builder.mounts, builder.hostname.take(), &builder.limits)?;
     root.start_in(defaults.current_dir.as_deref());
@@ -78,7 +83,8 @@ pub(super) fn start(mut builder: InstanceBuilder) -> Result<Instance, Error> {
     let snapshots = snapshots(&builder);
     let (lifetime, config) = (builder.timeout, builder.source.config().cloned());
     let origin = Origin::new(&builder.source, builder.provider.cache_dir().or_else(cache_dir::of_user));
-    let mut plan = Plan { builder: &mut builder, platform, kernel: &kernel, root: &root, memory, command_line };
+    let mut plan =
+        Plan { builder: &mut builder, platform, kernel: &kernel, root: &root, memory, cpus, command_line };
     let key = plan.key();
     let restored = match &snapshots {
         Ok(store) => plan.try_restore(store, &key)?,
@@ -189,6 +195,7 @@ impl Plan<'_> {
             .part("command line", self.command_line.as_bytes())
             .part("processor", self.platform.options.model.name().as_bytes())
             .part("memory", &self.memory.to_le_bytes())
+            .part("processors", &self.cpus.to_le_bytes())
             .part("file systems", self.root.tags().join("\n").as_bytes())
             .build()
     }
@@ -198,14 +205,15 @@ impl Plan<'_> {
     fn try_restore(&mut self, store: &Store, key: &Key) -> Result<Result<Started, String>, Error> {
         let Some(place) = store.find(key) else {
             return Ok(Err(format!(
-                "no earlier boot of this kernel with {} MiB and {} file systems by this version is in {}",
+                "no earlier boot of this kernel with {} MiB, {} processors and {} file systems by this version is in {}",
                 self.memory >> 20,
+                self.cpus,
                 self.root.tags().len(),
                 store.dir().display()
             )));
         };
         let begin = Instant::now();
-        let attempt = snapshot::restore(&place, self.memory).and_then(|restored| {
+        let attempt = snapshot::restore(&place, self.memory, self.cpus).and_then(|restored| {
             let verified = begin.elapsed();
             let running = self.restore(restored)?;
             tracing::debug!(?verified, made = ?(begin.elapsed() - verified), "machine restored");
@@ -250,7 +258,7 @@ impl Plan<'_> {
             initramfs::Contents { agent: agent::BINARY, release: &self.kernel.release, modules: &modules };
         let initramfs = initramfs::build(&contents)?;
         let ram = GuestRam::new(self.memory).map_err(MachineError::from)?;
-        let (board, console, power) = board(self.builder, ram, self.root.tags())?;
+        let (board, console, power) = board(self.builder, ram, self.cpus, self.root.tags())?;
         self.root.serve(board.file_systems());
         let state = loader::load(
             board.ram(),
@@ -263,10 +271,9 @@ impl Plan<'_> {
         )?;
         let listener = listen(&board)
             .map_err(|source| Error::Host { what: "listening for the guest's agent", source })?;
-        let processor = Processor { state, lapic: None };
+        let vcpus = [Some(Processor { state, lapic: None })];
         let lifetime = self.builder.timeout;
-        let machine =
-            Machine::start(board, self.platform, &processor, console, &power, lifetime, |_| Ok(()))?;
+        let machine = Machine::start(board, self.platform, &vcpus, console, &power, lifetime, |_| Ok(()))?;
         Ok(Running { machine, listener })
     }
 }
@@ -274,6 +281,7 @@ impl Plan<'_> {
 fn board(
     builder: &mut InstanceBuilder,
     ram: Arc<GuestRam>,
+    cpus: u32,
     file_systems: Vec<String>,
 ) -> Result<(Board, Console, PowerSwitch), MachineError> {
     let console = Console::new();
@@ -284,7 +292,7 @@ fn board(
     };
     let board = Board::new(BoardConfig {
         ram,
-        cpus: 1,
+        cpus,
         guest_cid: GUEST_CID,
         serial: console.writer(output),
         console: Box::new(std::io::sink()),
@@ -302,9 +310,9 @@ pub(super) fn restore(
     file_systems: Vec<String>,
     serve: impl FnOnce(&[FsHost]) -> std::io::Result<()>,
 ) -> Result<Running, SnapshotError> {
-    let (board, console, power) = board(builder, restored.ram.clone(), file_systems)?;
+    let (board, console, power) = board(builder, restored.ram.clone(), restored.cpus(), file_systems)?;
     let listener = listen(&board).map_err(MachineError::Host)?;
-    let processor = restored.processor().clone();
+    let vcpus = restored.vcpus().to_vec();
     let platform = platform.with_model(restored.model());
     let mut applied = Ok(());
     let prepare = |board: &Board| {
@@ -315,7 +323,7 @@ pub(super) fn restore(
             Err(_) => Err(MachineError::Host(std::io::ErrorKind::InvalidData.into())),
         }
     };
-    let started = Machine::start(board, platform, &processor, console, &power, builder.timeout, prepare);
+    let started = Machine::start(board, platform, &vcpus, console, &power, builder.timeout, prepare);
     applied?;
     Ok(Running { machine: started?, listener })
 }

@@ -10,6 +10,7 @@
 //! | 0x3f8 | 16550, the kernel's console | 4 |
 //! | 0x600 | power control | |
 //! | 0xd000_0000 + 4 KiB × n | virtio-mmio slot n | 5, 6, 7, 9, 10, … (8 is the RTC's) |
+//! | 0xfeb0_0000 | mailbox to start processors, where there are several | |
 //! | 0xfec0_0000 | IOAPIC | |
 //! | 0xfee0_0000 | local APIC | |
 
@@ -25,6 +26,7 @@ use crate::chipset::reset::{I8042, POWER_PORT, PowerCallback, PowerControl, Rese
 use crate::chipset::rtc::Rtc;
 use crate::chipset::timers::Timers;
 use crate::chipset::uart::Uart;
+use crate::chipset::wakeup::WakeupMailbox;
 use crate::hypervisor::ExitIo;
 use crate::memory::GuestRam;
 use crate::sys::clock::Clock;
@@ -45,6 +47,10 @@ pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// GSI of the first virtio-mmio slot.
 pub const VIRTIO_FIRST_GSI: u32 = 5;
 
+/// Most vCPUs of one machine: as many as [`crate::memory::CodePages`] can tell apart. Hosts that carry machines with
+/// more than that are served better by several machines.
+pub const MAX_CPUS: u32 = 32;
+
 /// Most file systems of one machine: as many as there are interrupts left.
 pub const MAX_FILE_SYSTEMS: usize = 15;
 
@@ -59,7 +65,7 @@ const GSIS: u32 = 24;
 pub struct BoardConfig {
     /// RAM.
     pub ram: Arc<GuestRam>,
-    /// Number of vCPUs.
+    /// Number of vCPUs, at most [`MAX_CPUS`].
     pub cpus: u32,
     /// Context ID of the guest on its virtual sockets, 3 or more.
     pub guest_cid: u32,
@@ -86,6 +92,8 @@ pub struct Board {
     pub(super) serial: Arc<Uart>,
     pub(super) pit: Arc<Pit>,
     pub(super) rtc: Arc<Rtc>,
+    /// Where the guest has other processors than the first.
+    pub(super) wakeup: Option<Arc<WakeupMailbox>>,
     device_names: Vec<String>,
     file_system_tags: Vec<String>,
     pub(super) virtio: Vec<Arc<VirtioMmio>>,
@@ -146,6 +154,10 @@ impl Board {
         ResetControl::new(config.power.clone()).attach(&bus)?;
         PowerControl::new(config.power).attach(&bus, POWER_PORT)?;
         DelayPort::attach(&bus)?;
+        let wakeup = (config.cpus > 1).then(Arc::<WakeupMailbox>::default);
+        if let Some(mailbox) = &wakeup {
+            mailbox.attach(&bus)?;
+        }
 
         let vsock = Vsock::new(config.guest_cid);
         let host = vsock.host();
@@ -177,6 +189,7 @@ impl Board {
             serial,
             pit,
             rtc,
+            wakeup,
             device_names,
             file_system_tags: config.file_systems,
             virtio,
@@ -188,6 +201,11 @@ impl Board {
             ram,
             description,
         })
+    }
+
+    /// Number of vCPUs.
+    pub fn cpus(&self) -> u32 {
+        self.description.cpus.into()
     }
 
     /// What the ACPI tables are to say.

@@ -21,7 +21,9 @@ pub mod snapshot;
 #[cfg(test)]
 mod tests;
 
-pub use board::{Board, BoardConfig, MAX_FILE_SYSTEMS, VIRTIO_FIRST_GSI, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
+pub use board::{
+    Board, BoardConfig, MAX_CPUS, MAX_FILE_SYSTEMS, VIRTIO_FIRST_GSI, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE,
+};
 pub use console::Console;
 pub use ending::Ending;
 pub use platform::{Backend, Platform};

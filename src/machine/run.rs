@@ -1,13 +1,16 @@
-//! Runs a board: the vCPU thread, pause and resume, the end.
+//! Runs a board: the vCPU threads, pause and resume, the end.
+//!
+//! Each vCPU has a thread. The first one runs; the others wait in the host until the guest starts them through the
+//! [mailbox](crate::chipset::wakeup), and again after they have halted with interrupts off, until an event ends that.
 //!
 //! Order of a pause: vCPUs leave guest mode, then devices stop touching memory, then time stands
-//! still. Resume is the reverse. Order of an end: the reason is noted, the vCPU thread leaves guest
-//! mode, time stops, the serial port's last output is written, sockets are closed (which fails
-//! everything that waits for the guest), and whoever waits for the end is told.
+//! still. Resume is the reverse. Order of an end: the reason is noted, the vCPU threads leave guest
+//! mode, and the last of them does the rest: time stops, the serial port's last output is written, sockets are closed
+//! (which fails everything that waits for the guest), and whoever waits for the end is told.
 //!
 //! Locks: `Control::state` is a leaf; nothing is called while it is held.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,6 +21,7 @@ use crate::chipset::timers::Timer;
 use crate::hypervisor::{Exit, Vcpu, VcpuSignal, Vm};
 use crate::state;
 
+use super::boot::loader;
 use super::{Board, Console, Ending, MachineError, Platform};
 
 /// How long a panicking kernel may go on printing.
@@ -32,17 +36,15 @@ enum Wanted {
     Stop,
 }
 
-#[derive(Debug)]
-struct State {
-    wanted: Wanted,
-    /// The vCPU thread has left guest mode and waits.
-    parked: bool,
-    /// What the vCPU was like when it did.
-    vcpu: Option<Processor>,
-    /// Why the machine is to end, or did.
-    ending: Option<Ending>,
-    /// All is over; `ending` is final.
-    ended: bool,
+/// What a vCPU is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The guest has not started it.
+    Waiting,
+    /// It runs guest code, or is in HLT.
+    Running,
+    /// It has halted with interrupts off: taken offline, or stopped for good.
+    Dead,
 }
 
 /// A processor that stands still.
@@ -54,15 +56,46 @@ pub struct Processor {
     pub lapic: Option<state::Lapic>,
 }
 
-/// What the vCPU thread, the devices and the owner share.
+/// One vCPU, as the others see it.
+#[derive(Debug)]
+struct Slot {
+    stage: Stage,
+    /// The guest wants it to start so.
+    start: Option<VcpuState>,
+    /// Its thread has left guest mode and waits while the machine is paused.
+    parked: bool,
+    /// What it was like when it did, unless it has not been started or the backend could not say.
+    state: Option<Processor>,
+    /// Guest instructions as of the last time it left guest mode.
+    instructions: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    wanted: Wanted,
+    vcpus: Vec<Slot>,
+    /// vCPU threads that are left.
+    threads: usize,
+    /// Why the machine is to end, or did.
+    ending: Option<Ending>,
+    /// All is over; `ending` is final.
+    ended: bool,
+}
+
+impl State {
+    /// Every vCPU has left guest mode, and none is about to start.
+    fn parked(&self) -> bool {
+        self.vcpus.iter().all(|vcpu| vcpu.parked && vcpu.start.is_none())
+    }
+}
+
+/// What the vCPU threads, the devices and the owner share.
 pub(super) struct Control {
     state: Mutex<State>,
     changed: Condvar,
-    signal: OnceLock<Arc<dyn VcpuSignal>>,
+    signals: OnceLock<Vec<Arc<dyn VcpuSignal>>>,
     console: Console,
     on_end: Mutex<Option<OnEnd>>,
-    /// Guest instructions as of the last time the vCPU left guest mode.
-    instructions: AtomicU64,
 }
 
 type OnEnd = Box<dyn FnOnce(&Ending) + Send>;
@@ -74,20 +107,39 @@ impl std::fmt::Debug for Control {
 }
 
 impl Control {
-    fn new(console: Console) -> Arc<Self> {
-        let state = State { wanted: Wanted::Run, parked: false, vcpu: None, ending: None, ended: false };
+    fn new(console: Console, started: impl Iterator<Item = bool>) -> Arc<Self> {
+        let vcpus: Vec<Slot> = started
+            .map(|started| Slot {
+                stage: if started { Stage::Running } else { Stage::Waiting },
+                start: None,
+                parked: false,
+                state: None,
+                instructions: 0,
+            })
+            .collect();
+        let threads = vcpus.len();
+        let state = State { wanted: Wanted::Run, vcpus, threads, ending: None, ended: false };
         Arc::new(Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
-            signal: OnceLock::new(),
+            signals: OnceLock::new(),
             console,
             on_end: Mutex::default(),
-            instructions: AtomicU64::new(0),
         })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn kick_all(&self) {
+        for signal in self.signals.get().into_iter().flatten() {
+            signal.kick();
+        }
     }
 
     /// Has the machine end because of `why`, unless it ends already. Does not wait.
@@ -98,9 +150,7 @@ impl Control {
             state.ending.get_or_insert(why);
         }
         self.changed.notify_all();
-        if let Some(signal) = self.signal.get() {
-            signal.kick();
-        }
+        self.kick_all();
     }
 
     /// The guest has given up by itself: says whether that was a panic.
@@ -125,12 +175,64 @@ impl Control {
             PowerEvent::Off => Ending::PowerOff,
         });
     }
+
+    /// The guest wants vCPU `id` to start in `start`. One that runs stays as it is.
+    fn wake(&self, id: u32, start: VcpuState) {
+        let mut state = self.lock();
+        match state.vcpus.get_mut(id as usize) {
+            Some(vcpu) if vcpu.stage != Stage::Running => vcpu.start = Some(start),
+            _ => {
+                drop(state);
+                return tracing::debug!(id, "the guest starts a processor that is not there or runs");
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Something has come for a vCPU that had halted for good.
+    fn revive(&self, id: usize) {
+        let mut state = self.lock();
+        if let Some(vcpu) = state.vcpus.get_mut(id).filter(|vcpu| vcpu.stage == Stage::Dead) {
+            vcpu.stage = Stage::Running;
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+}
+
+/// The signal of a vCPU, which also ends its being dead.
+struct Reviver {
+    signal: Arc<dyn VcpuSignal>,
+    id: usize,
+    /// Grows with every event.
+    events: AtomicU32,
+    dead: AtomicBool,
+    control: Weak<Control>,
+}
+
+impl VcpuSignal for Reviver {
+    fn attention(&self) {
+        self.signal.attention();
+        self.events.fetch_add(1, Ordering::SeqCst);
+        if self.dead.load(Ordering::SeqCst)
+            && let Some(control) = self.control.upgrade()
+        {
+            control.revive(self.id);
+        }
+    }
+    fn kick(&self) {
+        self.signal.kick();
+    }
+    fn set_lint0(&self, level: bool) {
+        self.signal.set_lint0(level);
+    }
 }
 
 /// A running machine.
 pub struct Machine {
     control: Arc<Control>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     vm: Arc<dyn Vm>,
     platform: Platform,
     board: Arc<Board>,
@@ -163,33 +265,56 @@ impl PowerSwitch {
 }
 
 impl Machine {
-    /// Starts `board` on `platform` from `state`; before anything runs, `prepare` may bring the board into a
-    /// saved state. `console` is the one that the board's
-    /// serial port writes to, `power` the one whose callback it has. With a `lifetime` the machine
+    /// Starts `board` on `platform`; `vcpus` has the state of each vCPU, none for those that the guest is to
+    /// start. Before anything runs, `prepare` may bring the board into a saved state. `console` is the one that the
+    /// board's serial port writes to, `power` the one whose callback it has. With a `lifetime` the machine
     /// ends when it has run for so long.
     pub fn start(
         board: Board,
         platform: Platform,
-        processor: &Processor,
+        vcpus: &[Option<Processor>],
         console: Console,
         power: &PowerSwitch,
         lifetime: Option<Duration>,
         prepare: impl FnOnce(&Board) -> Result<(), MachineError>,
     ) -> Result<Self, MachineError> {
-        let control = Control::new(console.clone());
+        let state_of = |id: u32| vcpus.get(id as usize).and_then(Option::as_ref);
+        let control = Control::new(console.clone(), (0..board.cpus()).map(|id| state_of(id).is_some()));
         let _ = power.control.set(Arc::downgrade(&control));
-        let cpus = board.description().cpus.into();
-        let vm: Arc<dyn Vm> = platform.create_vm(board.ram.clone(), board.clock.clone(), cpus)?.into();
+        let vm: Arc<dyn Vm> =
+            platform.create_vm(board.ram.clone(), board.clock.clone(), board.cpus())?.into();
         if let Some(sink) = vm.message_sink() {
             board.irqchip.use_sink(sink);
         }
-        let mut vcpu = vm.create_vcpu(0, board.irqchip.lapic(0))?;
-        board.irqchip.connect(0, vcpu.signal());
-        let _ = control.signal.set(vcpu.signal());
+        let mut ready = Vec::new();
+        for id in 0..board.cpus() {
+            let vcpu = vm.create_vcpu(id, board.irqchip.lapic(id))?;
+            let reviver = Arc::new(Reviver {
+                signal: vcpu.signal(),
+                id: id as usize,
+                events: AtomicU32::new(0),
+                dead: AtomicBool::new(false),
+                control: Arc::downgrade(&control),
+            });
+            board.irqchip.connect(id, reviver.clone());
+            ready.push((vcpu, reviver));
+        }
+        let _ = control.signals.set(ready.iter().map(|(vcpu, _)| vcpu.signal()).collect());
+        if let Some(mailbox) = &board.wakeup {
+            let control = Arc::downgrade(&control);
+            mailbox.connect(Box::new(move |id, vector| {
+                if let Some(control) = control.upgrade() {
+                    control.wake(id, loader::secondary_state(vector));
+                }
+            }));
+        }
         prepare(&board)?;
-        vcpu.set_state(&processor.state)?;
-        if let (Some(lapic), Some(_)) = (&processor.lapic, vm.message_sink()) {
-            vcpu.set_local_apic(lapic, board.clock.now())?;
+        for (id, (vcpu, _)) in (0..).zip(&mut ready) {
+            let Some(processor) = state_of(id) else { continue };
+            vcpu.set_state(&processor.state)?;
+            if let (Some(lapic), Some(_)) = (&processor.lapic, vm.message_sink()) {
+                vcpu.set_local_apic(lapic, board.clock.now())?;
+            }
         }
 
         let weak = Arc::downgrade(&control);
@@ -214,13 +339,22 @@ impl Machine {
         board.clock.resume();
         vm.time_resumed();
         board.timers.clock_changed();
-        let thread = {
-            let (control, board) = (control.clone(), board.clone());
-            std::thread::Builder::new()
-                .name("cc-vcpu-0".into())
-                .spawn(move || vcpu_thread(vcpu, &control, &board))?
-        };
-        Ok(Self { control, thread: Mutex::new(Some(thread)), vm, platform, board, _timers: vec![life] })
+        let mut threads = Vec::new();
+        for (vcpu, reviver) in ready {
+            let (shared, board) = (control.clone(), board.clone());
+            let spawned = std::thread::Builder::new()
+                .name(format!("cc-vcpu-{}", reviver.id))
+                .spawn(move || vcpu_thread(vcpu, &reviver, &shared, &board));
+            match spawned {
+                Ok(thread) => threads.push(thread),
+                Err(e) => {
+                    control.end(Ending::Stopped);
+                    threads.into_iter().for_each(|thread: JoinHandle<()>| _ = thread.join());
+                    return Err(e.into());
+                }
+            }
+        }
+        Ok(Self { control, threads: Mutex::new(threads), vm, platform, board, _timers: vec![life] })
     }
 
     /// What it runs on.
@@ -258,9 +392,10 @@ impl Machine {
         if state.ended { state.ending.clone() } else { None }
     }
 
-    /// Guest instructions executed when the vCPU last left guest mode, where that is counted.
+    /// Guest instructions executed when the vCPUs last left guest mode, where that is counted.
     pub fn instructions(&self) -> Option<u64> {
-        Some(self.control.instructions.load(Ordering::Relaxed)).filter(|&n| n > 0)
+        let sum = self.control.lock().vcpus.iter().map(|vcpu| vcpu.instructions).sum();
+        Some(sum).filter(|&n| n > 0)
     }
 
     /// Waits for the end, at most `timeout`.
@@ -269,7 +404,7 @@ impl Machine {
         let mut state = self.control.lock();
         while !state.ended {
             state = match until {
-                None => self.control.changed.wait(state).unwrap_or_else(|e| e.into_inner()),
+                None => self.control.wait(state),
                 Some(until) => {
                     let left = until.saturating_duration_since(Instant::now());
                     if left.is_zero() {
@@ -292,12 +427,11 @@ impl Machine {
             }
             state.wanted = Wanted::Pause;
         }
-        if let Some(signal) = self.control.signal.get() {
-            signal.kick();
-        }
+        self.control.changed.notify_all();
+        self.control.kick_all();
         let mut state = self.control.lock();
-        while !state.parked && !state.ended {
-            state = self.control.changed.wait(state).unwrap_or_else(|e| e.into_inner());
+        while !state.parked() && !state.ended {
+            state = self.control.wait(state);
         }
         drop(state);
         for transport in &self.board.virtio {
@@ -319,12 +453,19 @@ impl Machine {
         let ran = self.control.lock().wanted == Wanted::Run;
         self.pause();
         let state = self.control.lock();
-        if !state.parked || state.ended {
+        if !state.parked() || state.ended {
             return None;
         }
-        let vcpu = state.vcpu.clone();
+        let vcpus = state
+            .vcpus
+            .iter()
+            .map(|vcpu| match vcpu.stage {
+                Stage::Waiting => Some(None),
+                Stage::Running | Stage::Dead => vcpu.state.clone().map(Some),
+            })
+            .collect();
         drop(state);
-        Some(Frozen { machine: self, ran, vcpu })
+        Some(Frozen { machine: self, ran, vcpus })
     }
 
     /// Lets a paused machine run on.
@@ -349,12 +490,11 @@ impl Machine {
     /// Ends the machine because of `why`, if it has not ended yet, and waits until it has.
     pub fn stop(&self, why: Ending) {
         self.control.end(why);
-        let thread = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take();
-        if let Some(thread) = thread {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(|e| e.into_inner()));
+        for thread in threads {
             let _ = thread.join();
-        } else {
-            self.wait(None);
         }
+        self.wait(None);
     }
 }
 
@@ -363,13 +503,13 @@ impl Machine {
 pub struct Frozen<'a> {
     machine: &'a Machine,
     ran: bool,
-    vcpu: Option<Processor>,
+    vcpus: Option<Vec<Option<Processor>>>,
 }
 
 impl Frozen<'_> {
-    /// The processor's state, unless the backend could not give it.
-    pub fn vcpu(&self) -> Option<&Processor> {
-        self.vcpu.as_ref()
+    /// The processors' states, none for those that the guest has not started; unless the backend could not give them.
+    pub fn vcpus(&self) -> Option<&[Option<Processor>]> {
+        self.vcpus.as_deref()
     }
 }
 
@@ -392,47 +532,97 @@ fn nanos(d: Duration) -> u64 {
 }
 
 /// The run loop, the same for every backend.
-fn vcpu_thread(mut vcpu: Box<dyn Vcpu>, control: &Control, board: &Board) {
-    loop {
-        if let Some(Wanted::Stop) = wait_while_paused(control, &*vcpu, board) {
-            break;
-        }
+fn vcpu_thread(mut vcpu: Box<dyn Vcpu>, signal: &Reviver, control: &Control, board: &Board) {
+    while may_run(&mut *vcpu, signal, control, board) {
+        let events = signal.events.load(Ordering::SeqCst);
         let exit = vcpu.run(board);
-        control.instructions.store(vcpu.instructions().unwrap_or(0), Ordering::Relaxed);
+        if let Some(vcpu_slot) = control.lock().vcpus.get_mut(signal.id) {
+            vcpu_slot.instructions = vcpu.instructions().unwrap_or(0);
+        }
         match exit {
             Ok(Exit::Kicked) => {}
             Ok(Exit::TripleFault) => {
                 board.serial.drain(DRAIN);
                 control.guest_ended(Ending::Crashed { what: "triple-faulted", console: String::new() });
             }
-            Ok(Exit::Halted) => {
+            Ok(Exit::Halted) if halted(signal, control, events) => {
                 board.serial.drain(DRAIN);
                 control.guest_ended(Ending::Crashed {
                     what: "halted with interrupts disabled",
                     console: String::new(),
                 });
             }
+            Ok(Exit::Halted) => {}
             Err(e) => control.end(Ending::Backend(e.to_string())),
         }
     }
-    tracing::debug!(instructions = vcpu.instructions(), "vCPU stopped");
+    tracing::debug!(id = signal.id, instructions = vcpu.instructions(), "vCPU stopped");
     drop(vcpu);
-    finish(control, board);
+    let last = {
+        let mut state = control.lock();
+        state.threads -= 1;
+        state.threads == 0
+    };
+    if last {
+        finish(control, board);
+    }
 }
 
-/// Stays here while the machine is paused. Returns what is wanted now.
-fn wait_while_paused(control: &Control, vcpu: &dyn Vcpu, board: &Board) -> Option<Wanted> {
+/// Notes that a vCPU has halted for good, unless events have come since there were `events`. Returns whether none is
+/// left that could do anything.
+fn halted(signal: &Reviver, control: &Control, events: u32) -> bool {
     let mut state = control.lock();
-    while state.wanted == Wanted::Pause {
-        if !state.parked {
-            state.vcpu = processor(vcpu, board);
-        }
-        state.parked = true;
-        control.changed.notify_all();
-        state = control.changed.wait(state).unwrap_or_else(|e| e.into_inner());
+    signal.dead.store(true, Ordering::SeqCst);
+    if signal.events.load(Ordering::SeqCst) != events {
+        return false;
     }
-    state.parked = false;
-    Some(state.wanted)
+    if let Some(vcpu) = state.vcpus.get_mut(signal.id) {
+        vcpu.stage = Stage::Dead;
+    }
+    state.vcpus.iter().all(|vcpu| vcpu.stage != Stage::Running && vcpu.start.is_none())
+}
+
+/// Stays here while there is nothing to run. Returns whether there is, or the machine ends.
+fn may_run(vcpu: &mut dyn Vcpu, signal: &Reviver, control: &Control, board: &Board) -> bool {
+    let id = signal.id;
+    let mut state = control.lock();
+    loop {
+        let wanted = state.wanted;
+        let Some(slot) = state.vcpus.get_mut(id) else { return false };
+        if wanted == Wanted::Stop {
+            return false;
+        }
+        if let Some(start) = slot.start.take() {
+            (slot.stage, slot.parked) = (Stage::Running, false);
+            drop(state);
+            if let Err(e) = vcpu.set_state(&start) {
+                control.end(Ending::Backend(e.to_string()));
+            }
+            board.irqchip.started(id as u32);
+            tracing::debug!(id, "vCPU started");
+            state = control.lock();
+            continue;
+        }
+        if wanted == Wanted::Pause && !slot.parked {
+            let started = slot.stage != Stage::Waiting;
+            drop(state);
+            let taken = started.then(|| processor(vcpu, board)).flatten();
+            state = control.lock();
+            if let Some(slot) = state.vcpus.get_mut(id) {
+                (slot.state, slot.parked) = (taken, true);
+            }
+            control.changed.notify_all();
+            continue;
+        }
+        if wanted == Wanted::Run {
+            (slot.parked, slot.state) = (false, None);
+            if slot.stage == Stage::Running {
+                signal.dead.store(false, Ordering::SeqCst);
+                return true;
+            }
+        }
+        state = control.wait(state);
+    }
 }
 
 /// What `vcpu` is now.

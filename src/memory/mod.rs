@@ -18,7 +18,7 @@ use std::sync::Arc;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-pub use code_pages::{CodePages, CodePagesSlice};
+pub use code_pages::{CodePages, CodePagesSlice, CodeReader, MAX_READERS};
 pub use saved::SavedRam;
 
 /// First guest-physical address below 4 GiB that is never RAM.

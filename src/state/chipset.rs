@@ -250,3 +250,18 @@ impl Saved for Uart {
         Ok(())
     }
 }
+
+/// Registers of the mailbox that starts processors.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wakeup {
+    /// APIC id of the processor to start.
+    pub apic_id: u32,
+    /// Where it is to start.
+    pub vector: u64,
+}
+
+impl Saved for Wakeup {
+    const KIND: u16 = kind::WAKEUP;
+    const VERSION: u16 = 1;
+    const MAX_BYTES: usize = 64;
+}

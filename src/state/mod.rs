@@ -2,7 +2,7 @@
 //!
 //! * [`container`]: sections with kind, version and instance behind one checksum.
 //! * [`Machine`]: what the machine is, so that the state of another one is refused.
-//! * [`Vcpu`], [`Lapic`], [`IoApic`], [`Pic`], [`Pit`], [`Rtc`], [`Uart`], [`VirtioTransport`]: the
+//! * [`Vcpu`], [`Lapic`], [`IoApic`], [`Pic`], [`Pit`], [`Rtc`], [`Uart`], [`Wakeup`], [`VirtioTransport`]: the
 //!   registers of one part each.
 //! * [`files`]: file systems, what a guest has open in them, and what its commands start with.
 //!
@@ -30,7 +30,7 @@ pub(crate) mod samples;
 #[cfg(test)]
 mod tests;
 
-pub use chipset::{IoApic, Lapic, Pic, PicChip, Pit, PitChannel, Rtc, Uart};
+pub use chipset::{IoApic, Lapic, Pic, PicChip, Pit, PitChannel, Rtc, Uart, Wakeup};
 pub use error::StateError;
 pub use machine::Machine;
 pub use vcpu::{DescriptorTable, Fpu, Msrs, Segment, Vcpu};
@@ -88,6 +88,8 @@ pub mod kind {
     pub const FILE_SYSTEM: u16 = 11;
     /// [`Guest`](super::files::Guest).
     pub const GUEST: u16 = 12;
+    /// [`Wakeup`](super::Wakeup); machines with one processor have none.
+    pub const WAKEUP: u16 = 13;
 
     /// What a message calls it.
     pub(super) fn name(kind: u16) -> &'static str {
@@ -104,6 +106,7 @@ pub mod kind {
             FILE_CLIENT => "client of a file system",
             FILE_SYSTEM => "file system",
             GUEST => "guest",
+            WAKEUP => "wakeup mailbox",
             _ => "unknown",
         }
     }

@@ -468,7 +468,7 @@ fn the_golden_file_of_a_newer_version_is_refused_clearly() {
     assert_eq!(error, StateError::Version { kind: kind::VCPU, found: 3, expected: 2 });
     assert_eq!(
         error.to_string(),
-        "saved state of the vCPU (kind 2) has version 2, this version reads 1; take a new snapshot"
+        "saved state of the vCPU (kind 2) has version 3, this version reads 2; take a new snapshot"
     );
     let mut newer = std::fs::read(golden("state-v2")).unwrap();
     newer[at::FORMAT] = 2;

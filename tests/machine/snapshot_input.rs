@@ -72,7 +72,7 @@ fn r5_7_a_state_of_another_make_is_refused() {
     let open = |state: &[u8]| {
         file.set_len(state.len() as u64).unwrap();
         file.write_all_at(state, 0).unwrap();
-        restore(&Place::at(&place), MEMORY).map(drop)
+        restore(&Place::at(&place), MEMORY, 1).map(drop)
     };
     open(&state).unwrap();
     open(&with_machine(&state, |_| {})).unwrap();
@@ -111,7 +111,7 @@ fn r5_7_a_state_of_another_make_is_refused() {
     open(&state).unwrap();
     for at in 0..state.len() {
         file.write_all_at(&[state[at] ^ 1 << (at % 8)], at as u64).unwrap();
-        assert!(restore(&Place::at(&place), MEMORY).is_err(), "byte {at}");
+        assert!(restore(&Place::at(&place), MEMORY, 1).is_err(), "byte {at}");
         file.write_all_at(&state[at..at + 1], at as u64).unwrap();
     }
     for len in [0, 1, 15, 16, 47, 48, state.len() / 2, state.len() - 1] {

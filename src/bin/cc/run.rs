@@ -24,13 +24,13 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     registry: RegistryArgs,
     /// Go on from this snapshot; what follows is the command
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["memory", "kernel", "mount", "platform", "pull"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["memory", "cpus", "kernel", "mount", "platform", "pull"])]
     snapshot: Option<String>,
     /// Memory in MiB
     #[arg(short, long, default_value_t = 512, value_name = "MIB")]
     memory: u64,
     /// Processors
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1))]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
     cpus: u32,
     /// The longest the machine may live, such as 90, 90s, 5m or 1h
     #[arg(long, value_parser = duration)]
@@ -174,7 +174,7 @@ pub(crate) fn start(args: &RunArgs) -> Result<Instance, Failure> {
         (None, _) => return Err(usage("the name of the image is not UTF-8".to_owned())),
     };
 
-    let mut builder = Instance::builder(source).memory_mb(args.memory).dmesg(args.dmesg);
+    let mut builder = Instance::builder(source).memory_mb(args.memory).cpus(args.cpus).dmesg(args.dmesg);
     if args.no_boot_snapshot {
         builder = builder.boot_snapshot(false);
     }

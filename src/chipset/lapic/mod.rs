@@ -239,6 +239,14 @@ impl Lapic {
         accepted
     }
 
+    /// The processor was started without a start-up IPI.
+    pub(crate) fn started(&self) {
+        let mut state = self.lock();
+        state.wait_for_startup = false;
+        state.startup = None;
+        self.finish(state, After::default());
+    }
+
     /// Drives the LINT0 pin.
     pub(crate) fn set_lint0(&self, level: bool) {
         let mut state = self.lock();

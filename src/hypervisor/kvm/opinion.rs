@@ -61,8 +61,10 @@ impl Opinion {
             );
             return Err(HypervisorError::Refused { rip: before.rip, count });
         }
-        let stepper =
-            self.stepper.get_or_insert_with(|| Stepper::new(self.identity, self.ram.clone(), self.clock.clone()));
+        let stepper = match &mut self.stepper {
+            Some(stepper) => stepper,
+            none => none.insert(Stepper::new(self.identity, self.ram.clone(), self.clock.clone())?),
+        };
         let mut after = before.clone();
         let exit = stepper.step(&mut after, io)?;
         if let Some(code) = code

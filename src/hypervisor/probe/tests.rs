@@ -1,6 +1,6 @@
 use super::*;
 use crate::hypervisor::soft::SoftVm;
-use crate::hypervisor::{CpuModel, Vcpu, LocalApic};
+use crate::hypervisor::{CpuModel, LocalApic, Vcpu};
 
 fn soft(ram: Arc<GuestRam>, clock: Arc<Clock>) -> Result<Box<dyn Vm>, HypervisorError> {
     Ok(Box::new(SoftVm::new(ram, clock, 1, CpuModel::Minimal)))

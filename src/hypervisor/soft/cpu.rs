@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use crate::arch::x86_64::{DescriptorTable, FpuState, Msrs, Segment, TSC_KHZ, cr0, cr4, rflags, seg, vector};
-use crate::hypervisor::model::Identity;
-use crate::hypervisor::{CpuModel, LocalApic};
-use crate::memory::GuestRam;
+use crate::hypervisor::{CpuModel, HypervisorError, LocalApic};
+use crate::memory::{CodeReader, GuestRam};
 use crate::sys::clock::Clock;
 
+use super::fellows::{Fellows, Signal};
 use super::flags::Flags;
 use super::int::Int;
 use super::op::{Op, SEG_FLAT, Stop, flag};
@@ -47,6 +47,33 @@ pub(super) mod attention {
     pub(crate) const EVENT: u32 = 2;
     /// A page with decoded code was written.
     pub(crate) const CODE: u32 = 4;
+    /// Another vCPU has a request.
+    pub(crate) const REQUEST: u32 = 8;
+    /// Another vCPU has served a request of this one.
+    pub(crate) const ANSWER: u32 = 16;
+    /// What ends HLT.
+    pub(crate) const WAKING: u32 = KICK | EVENT;
+}
+
+#[cfg(test)]
+impl Setup {
+    /// The only vCPU of a machine without a local APIC.
+    pub(super) fn alone(ram: Arc<GuestRam>, clock: Arc<Clock>) -> Self {
+        Self { id: 0, cpus: 1, model: CpuModel::Baseline, ram, clock, apic: None, fellows: Arc::default() }
+    }
+}
+
+/// What a vCPU is made of.
+pub(super) struct Setup {
+    /// Its number: its APIC id.
+    pub(super) id: u32,
+    /// vCPUs of the machine.
+    pub(super) cpus: u32,
+    pub(super) model: CpuModel,
+    pub(super) ram: Arc<GuestRam>,
+    pub(super) clock: Arc<Clock>,
+    pub(super) apic: Option<Arc<dyn LocalApic>>,
+    pub(super) fellows: Arc<Fellows>,
 }
 
 pub(super) struct Cpu {
@@ -100,16 +127,34 @@ pub(super) struct Cpu {
     pub(super) msrs: Msrs,
     /// Rate of the TSC.
     pub(super) tsc_khz: u32,
-    /// What CPUID says of it.
-    pub(super) identity: Identity,
+    /// Number of this vCPU: its APIC id.
+    pub(super) id: u32,
     pub(super) apic: Option<Arc<dyn LocalApic>>,
     pub(super) clock: Arc<Clock>,
     pub(super) attention: Arc<AtomicU32>,
+    /// Number of vCPUs of the machine.
+    pub(super) cpus: u32,
+    pub(super) model: CpuModel,
+    /// The machine has other vCPUs.
+    pub(super) several: bool,
+    /// PAUSE instructions executed, where there are other vCPUs.
+    pub(super) pauses: u32,
+    /// What it holds of RAM's code.
+    pub(super) code: CodeReader,
+    /// How others reach it.
+    pub(super) signal: Arc<Signal>,
+    pub(super) fellows: Arc<Fellows>,
     /// Operations executed.
     pub(super) instructions: u64,
     /// Ports and MMIO, lent for the time of `run`.
     pub(super) io: Option<*const dyn crate::hypervisor::ExitIo>,
     pub(super) unknown: super::decode::Unknown,
+}
+
+impl Drop for Cpu {
+    fn drop(&mut self) {
+        self.fellows.leave(self.code.index());
+    }
 }
 
 // SAFETY: the raw pointers are `op_end` and `io`, which mean something only while `run` is on the
@@ -118,15 +163,16 @@ pub(super) struct Cpu {
 unsafe impl Send for Cpu {}
 
 impl Cpu {
-    pub(super) fn new(
-        id: u32,
-        ram: Arc<GuestRam>,
-        clock: Arc<Clock>,
-        apic: Option<Arc<dyn LocalApic>>,
-    ) -> Self {
+    pub(super) fn new(setup: Setup) -> Result<Self, HypervisorError> {
+        let Setup { id, cpus, model, ram, clock, apic, fellows } = setup;
         let attention = Arc::new(AtomicU32::new(0));
-        ram.code_pages().notify(attention.clone(), attention::CODE);
-        Self {
+        let code = ram
+            .code_pages()
+            .join(attention.clone(), attention::CODE)
+            .ok_or(HypervisorError::Unsupported("so many vCPUs on one RAM"))?;
+        let signal = Signal::new(attention.clone());
+        fellows.join(code.index(), signal.clone());
+        Ok(Self {
             regs: [0; 18],
             seg_base: [0; 8],
             flags: Flags::default(),
@@ -161,14 +207,21 @@ impl Cpu {
             dr: [0, 0, 0, 0, 0xffff_0ff0, 0x400],
             msrs: Msrs::default(),
             tsc_khz: TSC_KHZ,
-            identity: Identity { model: CpuModel::Baseline, id, cpus: 1, tsc_khz: TSC_KHZ },
+            id,
             apic,
             clock,
             attention,
+            cpus,
+            model,
+            several: cpus > 1,
+            pauses: 0,
+            code,
+            signal,
+            fellows,
             instructions: 0,
             io: None,
             unknown: super::decode::Unknown::default(),
-        }
+        })
     }
 
     // --- registers ---
@@ -499,23 +552,16 @@ impl Cpu {
     #[inline(never)]
     fn modify_locked<T: Int>(&mut self, va: u64, f: impl Fn(T) -> T) -> Result<(T, T), Stop> {
         if va & (T::BYTES - 1) == 0 {
-            let gpa = self.translate(va, Access::Write)?;
+            if let Some(p) = self.tlb.write_ptr(va, T::BYTES) {
+                // SAFETY: a TLB hit is a pointer to mapped guest RAM, aligned as `va` is.
+                return Ok(unsafe { exchange(p.cast::<T>(), f) });
+            }
+            let gpa = self.fill(va, Access::Write)?;
             if let Some((p, page)) = self.ram.host(gpa) {
-                let p = p.cast::<T>();
-                // SAFETY: `p` is aligned (`va` is, and pages are), in mapped RAM, and shared with
-                // other threads as atomics or untorn plain accesses only.
-                let mut old = unsafe { p.read_volatile() };
-                loop {
-                    let new = f(old);
-                    // SAFETY: as above.
-                    match unsafe { T::compare_exchange(p, old, new) } {
-                        Ok(_) => {
-                            self.wrote(page);
-                            return Ok((old, new));
-                        }
-                        Err(seen) => old = seen,
-                    }
-                }
+                // SAFETY: `p` is aligned (`va` is, and pages are) and in mapped RAM.
+                let both = unsafe { exchange(p.cast::<T>(), f) };
+                self.wrote(page);
+                return Ok(both);
             }
         }
         // A split lock or a device register: nothing else runs inside this step on this vCPU, and
@@ -602,6 +648,24 @@ impl Cpu {
     /// Segment slot to use for a memory operand with segment register number `s`.
     pub(super) fn seg_slot(long: bool, s: usize) -> u8 {
         if long && s < seg::FS { SEG_FLAT } else { s as u8 }
+    }
+}
+
+/// Replaces `*p` by `f` of it in one step; returns (old, new).
+///
+/// # Safety
+/// `p` is aligned, in mapped RAM, and shared with other threads as atomics or untorn plain accesses only.
+#[inline(always)]
+unsafe fn exchange<T: Int>(p: *mut T, f: impl Fn(T) -> T) -> (T, T) {
+    // SAFETY: the caller's promise.
+    let mut old = unsafe { p.read_volatile() };
+    loop {
+        let new = f(old);
+        // SAFETY: the caller's promise.
+        match unsafe { T::compare_exchange(p, old, new) } {
+            Ok(_) => return (old, new),
+            Err(seen) => old = seen,
+        }
     }
 }
 

@@ -90,7 +90,10 @@ pub(super) fn block_at(cpu: &mut Cpu, cache: &mut BlockCache, rip: u64) -> Resul
 }
 
 fn mark(cpu: &mut Cpu, page: u32) {
-    if cpu.ram.code_pages().mark_code(page) {
+    let Some(writers) = cpu.code.mark(page) else { return };
+    if cpu.several {
+        cpu.stop_writers(writers, page);
+    } else {
         cpu.tlb.protect(page);
     }
 }

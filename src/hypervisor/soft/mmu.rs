@@ -3,11 +3,11 @@
 
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::arch::x86_64::{cr0, cr4, efer, rflags, vector};
 
-use super::cpu::{Access, Cpu, Exception};
+use super::cpu::{Access, Cpu, Exception, attention};
 use super::op::Stop;
 use super::tlb::Translation;
 
@@ -64,9 +64,20 @@ impl Cpu {
     }
 
     fn walk(&mut self, va: u64, access: Access) -> Result<Mapping, Stop> {
+        loop {
+            if let Some(mapping) = self.try_walk(va, access)? {
+                return Ok(mapping);
+            }
+        }
+    }
+
+    /// One walk. `None` when an entry has changed before it could be marked accessed or dirty: what was read of it
+    /// must not be used then.
+    #[inline(always)]
+    fn try_walk(&mut self, va: u64, access: Access) -> Result<Option<Mapping>, Stop> {
         if self.cr0 & cr0::PG == 0 {
             let gpa = if self.long { va } else { va as u32 as u64 };
-            return Ok(Mapping { gpa, writable: true, readable: true, global: false, shift: 12 });
+            return Ok(Some(Mapping { gpa, writable: true, readable: true, global: false, shift: 12 }));
         }
         self.check_canonical(va)?;
         let user = self.cpl == 3;
@@ -127,24 +138,22 @@ impl Cpu {
         if !ok {
             return Err(self.page_fault(va, error | pf::PRESENT));
         }
+        let dirties = if access == Access::Write { pte::DIRTY } else { 0 };
         for &(slot, entry) in &trail[level as usize - 1..] {
-            if entry & pte::ACCESSED == 0 {
-                self.set_pte_bits(slot, pte::ACCESSED);
+            let marks = pte::ACCESSED | if slot == leaf_slot { dirties } else { 0 };
+            if entry & marks != marks && !self.mark_pte(slot, entry, entry | marks) {
+                return Ok(None);
             }
         }
-        let mut dirty = leaf & pte::DIRTY != 0;
-        if access == Access::Write && !dirty {
-            self.set_pte_bits(leaf_slot, pte::DIRTY);
-            dirty = true;
-        }
+        let dirty = (leaf | dirties) & pte::DIRTY != 0;
         let mask = (1u64 << shift) - 1;
-        Ok(Mapping {
+        Ok(Some(Mapping {
             gpa: (leaf & pte::ADDR & !mask) | (va & mask),
             writable: data_ok && write_ok && dirty,
             readable: data_ok,
             global: leaf & pte::GLOBAL != 0 && self.cr4 & cr4::PGE != 0,
             shift,
-        })
+        }))
     }
 
     #[cold]
@@ -155,13 +164,17 @@ impl Cpu {
         Stop::Fault
     }
 
-    fn set_pte_bits(&mut self, slot: u64, bits: u64) {
-        if let Some((p, page)) = self.ram.host(slot) {
-            // SAFETY: `slot` is 8-byte aligned and in RAM; page tables are shared with other
-            // vCPUs, hence the atomic.
-            unsafe { AtomicU64::from_ptr(p.cast()) }.fetch_or(bits, Ordering::SeqCst);
+    /// Replaces the entry in `slot`, if it is still `old`.
+    fn mark_pte(&mut self, slot: u64, old: u64, new: u64) -> bool {
+        let Some((p, page)) = self.ram.host(slot) else { return true };
+        // SAFETY: `slot` is 8-byte aligned and in RAM; page tables are shared with other
+        // vCPUs, hence the atomic.
+        let entry = unsafe { AtomicU64::from_ptr(p.cast()) };
+        let marked = entry.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        if marked {
             self.wrote(page);
         }
+        marked
     }
 
     fn phys_read_u64(&mut self, gpa: u64) -> u64 {
@@ -173,15 +186,25 @@ impl Cpu {
     }
 
     /// Walks for `va` and caches the result when it is RAM. Returns the guest-physical address.
-    fn fill(&mut self, va: u64, access: Access) -> Result<u64, Stop> {
+    pub(super) fn fill(&mut self, va: u64, access: Access) -> Result<u64, Stop> {
         let map = self.walk(va, access)?;
         if let Some((host, page)) = self.ram.host(map.gpa & !4095) {
-            let code = self.ram.code_pages().is_code(page);
-            let (readable, writable) = (map.readable, map.writable && !code);
+            let (readable, writable) = (map.readable, map.writable && self.may_write_unseen(page));
             let (global, shift) = (map.global, map.shift);
             self.tlb.fill(va, Translation { host, page, readable, writable, global, shift });
         }
         Ok(map.gpa)
+    }
+
+    /// Whether stores to `page` may go through the TLB.
+    #[inline]
+    fn may_write_unseen(&self, page: u32) -> bool {
+        // Blocks of a page that is plain again are dropped at the end of this block: until then stores to it must be
+        // seen, as one may be to the very block.
+        if self.attention.load(Ordering::Relaxed) & attention::CODE != 0 {
+            return false;
+        }
+        if self.several { self.code.become_writer(page) } else { !self.ram.code_pages().is_code(page) }
     }
 
     #[inline(never)]
@@ -232,8 +255,16 @@ impl Cpu {
     /// Reads guest-physical memory or a device; `out` lies within one page.
     pub(super) fn phys_read(&mut self, gpa: u64, out: &mut [u8]) {
         if let Some((p, _)) = self.ram.host(gpa) {
-            // SAFETY: the rest of the page after `gpa` is mapped, and `out` does not leave it.
-            unsafe { std::ptr::copy_nonoverlapping(p, out.as_mut_ptr(), out.len()) };
+            // SAFETY: the rest of the page after `gpa` is mapped, and `out` does not leave it. Whole words are read
+            // in one access each: other vCPUs may be writing them.
+            unsafe {
+                match out.len() {
+                    2 => out.copy_from_slice(&p.cast::<u16>().read_unaligned().to_ne_bytes()),
+                    4 => out.copy_from_slice(&p.cast::<u32>().read_unaligned().to_ne_bytes()),
+                    8 => out.copy_from_slice(&p.cast::<u64>().read_unaligned().to_ne_bytes()),
+                    _ => std::ptr::copy_nonoverlapping(p, out.as_mut_ptr(), out.len()),
+                }
+            }
             return;
         }
         if let Some(apic) = self.apic.as_ref().filter(|a| in_apic(a.mmio_base(), gpa)) {
@@ -262,10 +293,16 @@ impl Cpu {
     /// Writes guest-physical memory or a device; `data` lies within one page.
     pub(super) fn phys_write(&mut self, gpa: u64, data: &[u8]) {
         if let Some((p, page)) = self.ram.host(gpa) {
-            // SAFETY: as in `phys_read`.
+            // SAFETY: as in `phys_read`. Whole words are written in one access each, and once: a copy in parts, or a
+            // second one of the same bytes, could undo what another vCPU has written in between.
             unsafe {
-                match data.len() {
-                    4 => p.cast::<[u8; 4]>().write_unaligned([data[0], data[1], data[2], data[3]]),
+                match *data {
+                    [a] => p.write(a),
+                    [a, b] => p.cast::<u16>().write_unaligned(u16::from_ne_bytes([a, b])),
+                    [a, b, c, d] => p.cast::<u32>().write_unaligned(u32::from_ne_bytes([a, b, c, d])),
+                    [a, b, c, d, e, f, g, h] => {
+                        p.cast::<u64>().write_unaligned(u64::from_ne_bytes([a, b, c, d, e, f, g, h]));
+                    }
                     _ => std::ptr::copy_nonoverlapping(data.as_ptr(), p, data.len()),
                 }
             }
@@ -291,12 +328,38 @@ impl Cpu {
         }
     }
 
+    /// Writes `new` to the 16 bytes at the aligned `gpa` if they are `expected`, in one step. Returns what they were.
+    pub(super) fn exchange16(&mut self, gpa: u64, expected: u128, new: u128) -> u128 {
+        if let Some((p, page)) = self.ram.host(gpa) {
+            // SAFETY: 16-byte aligned, in mapped RAM.
+            if let Some(old) = unsafe { super::ram::exchange16(p.cast(), expected, new) } {
+                self.wrote(page);
+                return old;
+            }
+        }
+        // A device, or a host without the instruction: one step against others who do this.
+        let _guard = super::ram::SPLIT_LOCK.lock().unwrap_or_else(|e| e.into_inner());
+        let mut bytes = [0; 16];
+        self.phys_read(gpa, &mut bytes);
+        let old = u128::from_le_bytes(bytes);
+        if old == expected {
+            self.phys_write(gpa, &new.to_le_bytes());
+        }
+        old
+    }
+
     /// Reports a store to RAM page `page`. When it holds decoded code, the running block ends
     /// after this instruction.
     #[inline]
     pub(super) fn wrote(&mut self, page: u32) {
+        if self.several {
+            // Of a vCPU that marks the page and this one, one sees the other.
+            fence(Ordering::SeqCst);
+        }
         if self.ram.code_pages().is_code(page) {
             self.ram.code_pages().written(page);
+            self.op_end = std::ptr::null();
+        } else if self.attention.load(Ordering::Relaxed) & attention::CODE != 0 {
             self.op_end = std::ptr::null();
         }
     }

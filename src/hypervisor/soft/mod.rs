@@ -8,7 +8,7 @@
 //! in `exception`.
 //!
 //! Between blocks, and only there, the processor looks at its attention word: stop requests,
-//! events of the local APIC, decoded code that was overwritten. A store to decoded code ends the
+//! events of the local APIC, decoded code that was overwritten, requests of other vCPUs (`fellows`). A store to decoded code ends the
 //! running block after the storing instruction, so self-modifying code is seen at once.
 //!
 //! Not modelled: segment limits in compatibility mode, hardware breakpoints, alignment checks,
@@ -20,6 +20,7 @@ mod cpu;
 mod cpuid;
 mod decode;
 mod exception;
+mod fellows;
 mod flags;
 mod fp;
 mod int;
@@ -45,24 +46,29 @@ use std::sync::Arc;
 
 pub(super) use step::Stepper;
 
-use crate::hypervisor::model::Identity;
 use crate::hypervisor::{CpuModel, HypervisorError, LocalApic, Vcpu, Vm};
 use crate::memory::GuestRam;
 use crate::sys::clock::Clock;
 
 /// A machine on the software CPU.
-#[derive(Debug)]
 pub struct SoftVm {
     ram: Arc<GuestRam>,
     clock: Arc<Clock>,
     cpus: u32,
     model: CpuModel,
+    fellows: Arc<fellows::Fellows>,
 }
 
 impl SoftVm {
-    /// A machine with this RAM and up to `cpus` processors, whose time-stamp counters run with `clock`.
+    /// A machine with this RAM and up to `cpus` processors, whose time-stamp counters all run with `clock`.
     pub fn new(ram: Arc<GuestRam>, clock: Arc<Clock>, cpus: u32, model: CpuModel) -> Self {
-        Self { ram, clock, cpus, model }
+        Self { ram, clock, cpus, model, fellows: Arc::default() }
+    }
+}
+
+impl std::fmt::Debug for SoftVm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SoftVm({} vCPUs)", self.cpus)
     }
 }
 
@@ -72,8 +78,18 @@ impl Vm for SoftVm {
         id: u32,
         apic: Option<Arc<dyn LocalApic>>,
     ) -> Result<Box<dyn Vcpu>, HypervisorError> {
-        let mut vcpu = run::SoftVcpu::new(id, self.ram.clone(), self.clock.clone(), apic);
-        vcpu.cpu.identity = Identity { model: self.model, cpus: self.cpus, ..vcpu.cpu.identity };
-        Ok(Box::new(vcpu))
+        if id >= self.cpus {
+            return Err(HypervisorError::Unsupported("more vCPUs than the machine was made for"));
+        }
+        let setup = cpu::Setup {
+            id,
+            cpus: self.cpus,
+            model: self.model,
+            ram: self.ram.clone(),
+            clock: self.clock.clone(),
+            apic,
+            fellows: self.fellows.clone(),
+        };
+        Ok(Box::new(run::SoftVcpu::new(setup)?))
     }
 }

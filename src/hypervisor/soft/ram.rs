@@ -58,3 +58,39 @@ impl Ram {
         self.guest.code_pages()
     }
 }
+
+/// CMPXCHG16B on the host, if it has that.
+///
+/// # Safety
+/// `p` is aligned to 16 bytes and in a mapping that others access atomically or by plain words only.
+#[cfg(target_arch = "x86_64")]
+pub(super) unsafe fn exchange16(p: *mut u128, expected: u128, new: u128) -> Option<u128> {
+    if !std::arch::is_x86_feature_detected!("cmpxchg16b") {
+        return None;
+    }
+    let (mut low, mut high) = (expected as u64, (expected >> 64) as u64);
+    // SAFETY: the host has the instruction; `p` is as the caller promises. RBX, which no operand may be, is put back.
+    unsafe {
+        std::arch::asm!(
+            "xchg {new}, rbx",
+            "lock cmpxchg16b [{p}]",
+            "mov rbx, {new}",
+            new = inout(reg) new as u64 => _,
+            p = in(reg) p,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack)
+        );
+    }
+    Some(u128::from(high) << 64 | u128::from(low))
+}
+
+/// No such thing that the standard library offers.
+///
+/// # Safety
+/// None.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) unsafe fn exchange16(_: *mut u128, _: u128, _: u128) -> Option<u128> {
+    None
+}

@@ -2,78 +2,26 @@
 
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::arch::x86_64::{VcpuState, cr0, cr4, efer, rflags, seg, vector};
-use crate::hypervisor::{Exit, ExitIo, HypervisorError, LocalApic, LocalEvent, Vcpu, VcpuSignal};
-use crate::memory::GuestRam;
-use crate::sys::clock::Clock;
+use crate::hypervisor::{Exit, ExitIo, HypervisorError, LocalEvent, Vcpu, VcpuSignal};
 
 use super::block::{Block, BlockCache, BlockId, Link};
-use super::cpu::{Cpu, attention};
+use super::cpu::{Cpu, Setup, attention};
 use super::exception::TripleFault;
 use super::op::{Op, Stop};
-
-/// Wakes and interrupts a vCPU from other threads.
-struct Signal {
-    word: Arc<AtomicU32>,
-    parked: AtomicBool,
-    lock: Mutex<()>,
-    wake: Condvar,
-}
-
-impl Signal {
-    fn raise(&self, bits: u32) {
-        self.word.fetch_or(bits, Ordering::SeqCst);
-        if self.parked.load(Ordering::SeqCst) {
-            let _guard = self.lock.lock().unwrap_or_else(|e| e.into_inner());
-            self.wake.notify_all();
-        }
-    }
-
-    /// Sleeps until something is raised.
-    fn park(&self) {
-        let mut guard = self.lock.lock().unwrap_or_else(|e| e.into_inner());
-        self.parked.store(true, Ordering::SeqCst);
-        while self.word.load(Ordering::SeqCst) & !attention::CODE == 0 {
-            guard = self.wake.wait(guard).unwrap_or_else(|e| e.into_inner());
-        }
-        self.parked.store(false, Ordering::SeqCst);
-    }
-}
-
-impl VcpuSignal for Signal {
-    fn attention(&self) {
-        self.raise(attention::EVENT);
-    }
-    fn kick(&self) {
-        self.raise(attention::KICK);
-    }
-}
 
 /// One vCPU of a [`super::SoftVm`].
 pub(super) struct SoftVcpu {
     pub(super) cpu: Cpu,
     pub(super) cache: BlockCache,
-    signal: Arc<Signal>,
 }
 
 impl SoftVcpu {
-    pub(super) fn new(
-        id: u32,
-        ram: Arc<GuestRam>,
-        clock: Arc<Clock>,
-        apic: Option<Arc<dyn LocalApic>>,
-    ) -> Self {
-        let cpu = Cpu::new(id, ram, clock, apic);
-        let signal = Arc::new(Signal {
-            word: cpu.attention.clone(),
-            parked: AtomicBool::new(false),
-            lock: Mutex::new(()),
-            wake: Condvar::new(),
-        });
-        Self { cpu, cache: BlockCache::new(), signal }
+    pub(super) fn new(setup: Setup) -> Result<Self, HypervisorError> {
+        Ok(Self { cpu: Cpu::new(setup)?, cache: BlockCache::new() })
     }
 
     /// What a remembered way from an address to a block depends on: the mappings, the blocks, and
@@ -190,10 +138,11 @@ impl SoftVcpu {
         let word = self.cpu.attention.clone();
         if word.load(Ordering::SeqCst) & attention::CODE != 0 {
             word.fetch_and(!attention::CODE, Ordering::SeqCst);
-            for page in self.cpu.ram.code_pages().take_stale() {
+            for page in self.cpu.code.take_stale() {
                 self.cache.drop_page(page);
             }
         }
+        self.cpu.serve();
         if word.load(Ordering::SeqCst) & attention::KICK != 0 {
             word.fetch_and(!attention::KICK, Ordering::SeqCst);
             return Ok(Some(Exit::Kicked));
@@ -214,8 +163,11 @@ impl SoftVcpu {
                 self.cpu.deliver_external(v)?;
             }
             Some(LocalEvent::Nmi) => self.cpu.nmi_pending = true,
-            // With one vCPU there is nobody to start, and INIT to oneself is not a thing kernels do.
-            Some(LocalEvent::Init | LocalEvent::Startup(_)) | None => {}
+            // There is no real mode to start in: kernels use the wake-up mailbox instead.
+            Some(event @ (LocalEvent::Init | LocalEvent::Startup(_))) => {
+                tracing::debug!(id = self.cpu.id, ?event, "not supported by the software CPU, ignored");
+            }
+            None => {}
         }
         // One that comes while another is handled waits for the handler's IRET.
         if self.cpu.nmi_pending && !self.cpu.nmi_blocked {
@@ -239,7 +191,9 @@ impl SoftVcpu {
         if !open {
             return Some(Exit::Halted);
         }
-        self.signal.park();
+        self.cpu.leave();
+        self.cpu.signal.park(attention::WAKING);
+        self.cpu.enter();
         None
     }
 }
@@ -367,13 +321,15 @@ impl Vcpu for SoftVcpu {
         let io: *const (dyn ExitIo + 'static) = unsafe { std::mem::transmute(io as *const dyn ExitIo) };
         self.cpu.io = Some(io);
         self.cpu.events_may_open();
+        self.cpu.enter();
         let exit = self.run_loop();
+        self.cpu.leave();
         self.cpu.io = None;
         Ok(exit)
     }
 
     fn signal(&self) -> Arc<dyn VcpuSignal> {
-        self.signal.clone()
+        self.cpu.signal.clone()
     }
 
     fn state(&self) -> Result<VcpuState, HypervisorError> {
@@ -407,17 +363,23 @@ impl Vcpu for SoftVcpu {
     }
 
     fn set_state(&mut self, state: &VcpuState) -> Result<(), HypervisorError> {
-        let long_mode = cr0::PE | cr0::PG;
-        if state.cr0 & long_mode != long_mode || state.efer & efer::LMA == 0 {
-            return Err(HypervisorError::BadState("the software CPU runs in long mode only"));
+        let paging = state.cr0 & cr0::PG != 0;
+        // Without paging is how kernels pass from one mode to another.
+        if state.cr0 & cr0::PE == 0 || paging != (state.efer & efer::LMA != 0) {
+            return Err(HypervisorError::BadState(
+                "the software CPU runs in long mode, or in protected mode without paging",
+            ));
+        }
+        if !paging && state.seg[seg::CS].long() {
+            return Err(HypervisorError::BadState("64-bit code outside long mode"));
         }
         if state.seg[seg::CS].long() && state.seg[seg::CS].big() {
             return Err(HypervisorError::BadState("CS is both 64-bit and 32-bit"));
         }
-        if state.cr4 & !self.cpu.identity.model.cr4() != 0 || state.cr4 & cr4::PAE == 0 {
+        if state.cr4 & !self.cpu.model.cr4() != 0 || (paging && state.cr4 & cr4::PAE == 0) {
             return Err(HypervisorError::BadState("CR4 has bits that this processor lacks, or no PAE"));
         }
-        if state.efer & !self.cpu.identity.model.efer() != 0 {
+        if state.efer & !self.cpu.model.efer() != 0 {
             return Err(HypervisorError::BadState("EFER has bits that this processor lacks"));
         }
         if state.rflags & rflags::VM != 0 {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::cpu::Setup;
 use super::run::SoftVcpu;
 use crate::arch::x86_64::VcpuState;
 use crate::hypervisor::model::Identity;
@@ -16,10 +17,14 @@ pub(in crate::hypervisor) struct Stepper {
 }
 
 impl Stepper {
-    pub(in crate::hypervisor) fn new(identity: Identity, ram: Arc<GuestRam>, clock: Arc<Clock>) -> Self {
-        let mut vcpu = SoftVcpu::new(identity.id, ram, clock, None);
-        vcpu.cpu.identity = identity;
-        Self { vcpu }
+    pub(in crate::hypervisor) fn new(
+        identity: Identity,
+        ram: Arc<GuestRam>,
+        clock: Arc<Clock>,
+    ) -> Result<Self, HypervisorError> {
+        let Identity { model, id, cpus, .. } = identity;
+        let fellows = Arc::default();
+        Ok(Self { vcpu: SoftVcpu::new(Setup { id, cpus, model, ram, clock, apic: None, fellows })? })
     }
 
     /// Executes the instruction at `state`'s instruction pointer, or delivers what it raises. Returns how
@@ -31,10 +36,7 @@ impl Stepper {
     ) -> Result<Option<Exit>, HypervisorError> {
         self.vcpu.forget();
         // A hypervisor may let its guest have more than the model.
-        let beyond = state.cr4 & !self.vcpu.cpu.identity.model.cr4();
-        if beyond != 0 {
-            eprintln!("CR4 beyond {beyond:#x}");
-        }
+        let beyond = state.cr4 & !self.vcpu.cpu.model.cr4();
         state.cr4 &= !beyond;
         self.vcpu.set_state(state)?;
         let exit = self.vcpu.step(io);

@@ -16,6 +16,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
 use crate::chipset::reset::{POWER_PORT, S5_SLEEP_TYPE, SLEEP_CONTROL, SLEEP_STATUS};
+use crate::chipset::wakeup::MAILBOX;
 
 /// Guest-physical address of the local APICs' registers.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
@@ -120,6 +121,11 @@ fn madt(cpus: u8) -> Sdt {
     madt.append_slice(&bytes(&IoApic::new(0, IO_APIC, 0)));
     // Interrupt source override: ISA IRQ 0, the 8254, is wired to GSI 2, as in every PC.
     madt.append_slice(&[2, 10, 0, 0, 2, 0, 0, 0, 0, 0]);
+    if cpus > 1 {
+        // Multiprocessor wakeup, version 0: the kernel starts the others through the mailbox.
+        madt.append_slice(&[0x10, 16, 0, 0, 0, 0, 0, 0]);
+        madt.append_slice(&MAILBOX.to_le_bytes());
+    }
     madt.update_checksum();
     madt
 }

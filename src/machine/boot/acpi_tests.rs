@@ -60,7 +60,11 @@ fn every_table_is_reached_from_the_rsdp_and_sums_to_zero() {
         }
         at += usize::from(madt[at + 1]);
     }
-    assert_eq!((at, kinds.as_slice()), (madt.len(), [0, 0, 0, 1, 2].as_slice()));
+    assert_eq!((at, kinds.as_slice()), (madt.len(), [0, 0, 0, 1, 2, 0x10].as_slice()));
+
+    // The mailbox, version 0.
+    assert_eq!(&madt[madt.len() - 16..madt.len() - 8], &[0x10, 16, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(u64_at(&madt, madt.len() - 8), MAILBOX);
 
     for (index, device) in machine().virtio.iter().enumerate() {
         let name = format!("V{index:03X}");

@@ -10,6 +10,7 @@
 //! | 0x9000–0xf000 | page tables: the first 4 GiB mapped to themselves in 2 MiB pages |
 //! | 0x20000 | command line |
 //! | 0xe0000 | ACPI tables, RSDP first |
+//! | 0xf0000 | page tables and GDT that the other processors start with; reserved |
 //! | where linked, mostly 16 MiB | kernel |
 //! | top of RAM below the hole | initramfs |
 //!
@@ -38,17 +39,20 @@ const GDT: u64 = 0x500;
 const ZERO_PAGE: u64 = 0x7000;
 const STACK: u64 = 0x8ff0;
 const PML4: u64 = 0x9000;
-const PDPT: u64 = 0xa000;
-const PAGE_DIRECTORIES: u64 = 0xb000;
 const COMMAND_LINE: u64 = 0x2_0000;
 /// End of what the kernel may use as low RAM; a PC has its extended BIOS data from here.
 const LOW_MEMORY_END: u64 = 0x9_fc00;
 const ACPI: u64 = 0xe_0000;
+/// What processors that the guest starts begin with: it must stay, while the kernel reuses what the first one has.
+const SECONDARY: u64 = 0xf_0000;
+const SECONDARY_GDT: u64 = SECONDARY + 6 * PAGE_SIZE;
+const SECONDARY_END: u64 = SECONDARY_GDT + PAGE_SIZE;
 
 /// RAM that Linux needs beside its image and initramfs to come up, in bytes.
 const WORKING_SET: u64 = 32 << 20;
 
 const E820_RAM: u32 = 1;
+const E820_RESERVED: u32 = 2;
 const E820_ACPI: u32 = 3;
 
 /// An unpacked kernel.
@@ -108,7 +112,7 @@ pub fn load(ram: &GuestRam, boot: &Boot<'_>) -> Result<VcpuState, BootError> {
     }
     let tables = acpi::tables(boot.machine, ACPI as u32);
     let tables_end = ACPI + (tables.len() as u64).next_multiple_of(PAGE_SIZE);
-    if tables_end > HIGH_MEMORY {
+    if tables_end > SECONDARY {
         return Err(BootError::Load { reason: "too many devices for the ACPI tables' place".into() });
     }
 
@@ -138,7 +142,7 @@ pub fn load(ram: &GuestRam, boot: &Boot<'_>) -> Result<VcpuState, BootError> {
         params.hdr.ramdisk_size = initramfs_len as u32;
     }
     params.acpi_rsdp_addr = ACPI;
-    let map = e820(ram.size(), tables_end);
+    let map = e820(ram.size(), tables_end, boot.machine.cpus > 1);
     for (slot, &(addr, size, kind)) in params.e820_table.iter_mut().zip(&map) {
         *slot = boot_e820_entry { addr, size, r#type: kind };
     }
@@ -149,18 +153,21 @@ pub fn load(ram: &GuestRam, boot: &Boot<'_>) -> Result<VcpuState, BootError> {
     )
     .map_err(|e| BootError::Load { reason: e.to_string() })?;
 
-    write_page_tables(ram).map_err(failed)?;
-    for (index, entry) in
-        [0, 0, descriptor(&code_segment()), descriptor(&data_segment(0x18))].iter().enumerate()
-    {
-        memory.write_obj(*entry, GuestAddress(GDT + 8 * index as u64)).map_err(failed)?;
+    write_page_tables(ram, PML4).map_err(failed)?;
+    write_gdt(ram, GDT).map_err(failed)?;
+    if boot.machine.cpus > 1 {
+        write_page_tables(ram, SECONDARY).map_err(failed)?;
+        write_gdt(ram, SECONDARY_GDT).map_err(failed)?;
     }
     Ok(entry_state(elf.entry))
 }
 
 /// (address, size, type) of the memory map the kernel is given.
-fn e820(ram: u64, acpi_end: u64) -> Vec<(u64, u64, u32)> {
+fn e820(ram: u64, acpi_end: u64, secondary: bool) -> Vec<(u64, u64, u32)> {
     let mut map = vec![(0, LOW_MEMORY_END, E820_RAM), (ACPI, acpi_end - ACPI, E820_ACPI)];
+    if secondary {
+        map.push((SECONDARY, SECONDARY_END - SECONDARY, E820_RESERVED));
+    }
     for (start, _, len) in crate::memory::layout(ram) {
         let from = start.max(HIGH_MEMORY);
         if start + len > from {
@@ -190,18 +197,28 @@ fn load_elf(ram: &GuestRam, kernel: &Vmlinux, elf: &Elf) -> Result<(), BootError
     Ok(())
 }
 
-fn write_page_tables(ram: &GuestRam) -> Result<(), vm_memory::GuestMemoryError> {
+/// Six pages from `pml4` on.
+fn write_page_tables(ram: &GuestRam, pml4: u64) -> Result<(), vm_memory::GuestMemoryError> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
     let memory = ram.memory();
-    memory.write_obj(PDPT | PRESENT_WRITABLE, GuestAddress(PML4))?;
+    let (pdpt, page_directories) = (pml4 + PAGE_SIZE, pml4 + 2 * PAGE_SIZE);
+    memory.write_obj(pdpt | PRESENT_WRITABLE, GuestAddress(pml4))?;
     for gib in 0..MMIO_HOLE_END >> 30 {
-        let directory = PAGE_DIRECTORIES + gib * PAGE_SIZE;
-        memory.write_obj(directory | PRESENT_WRITABLE, GuestAddress(PDPT + gib * 8))?;
+        let directory = page_directories + gib * PAGE_SIZE;
+        memory.write_obj(directory | PRESENT_WRITABLE, GuestAddress(pdpt + gib * 8))?;
         let entries: Vec<u8> = (0..512u64)
             .flat_map(|index| (gib << 30 | index << 21 | PRESENT_WRITABLE | LARGE).to_le_bytes())
             .collect();
         memory.write_slice(&entries, GuestAddress(directory))?;
+    }
+    Ok(())
+}
+
+fn write_gdt(ram: &GuestRam, at: u64) -> Result<(), vm_memory::GuestMemoryError> {
+    let entries = [0, 0, descriptor(&code_segment()), descriptor(&data_segment(0x18))];
+    for (address, entry) in (at..).step_by(8).zip(entries) {
+        ram.memory().write_obj(entry, GuestAddress(address))?;
     }
     Ok(())
 }
@@ -221,7 +238,23 @@ fn descriptor(segment: &Segment) -> u64 {
     u64::from(segment.attributes) << 40 | 0xf << 48 | 0xffff
 }
 
+/// The state of a processor that the guest starts at `vector`: 64-bit mode, memory mapped to itself, interrupts off.
+pub fn secondary_state(vector: u64) -> VcpuState {
+    let mut state = reset_state(vector);
+    state.cr3 = SECONDARY;
+    state.gdt.base = SECONDARY_GDT;
+    state
+}
+
 fn entry_state(entry: u64) -> VcpuState {
+    let mut state = reset_state(entry);
+    state.gpr[gpr::RSI] = ZERO_PAGE;
+    state.gpr[gpr::RSP] = STACK;
+    state.gpr[gpr::RBP] = STACK;
+    state
+}
+
+fn reset_state(entry: u64) -> VcpuState {
     let mut state = VcpuState {
         rip: entry,
         rflags: rflags::FIXED,
@@ -239,9 +272,6 @@ fn entry_state(entry: u64) -> VcpuState {
     };
     state.seg = [data_segment(0x18); 6];
     state.seg[seg::CS] = code_segment();
-    state.gpr[gpr::RSI] = ZERO_PAGE;
-    state.gpr[gpr::RSP] = STACK;
-    state.gpr[gpr::RBP] = STACK;
     // As after power-on: write-back by default through the MTRRs, PAT in its reset state, fast strings.
     state.msrs.pat = 0x0007_0406_0007_0406;
     state.msrs.mtrr_def_type = 1 << 11 | 6;

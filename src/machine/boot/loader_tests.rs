@@ -60,6 +60,25 @@ fn everything_is_where_the_boot_protocol_wants_it() {
     let rsdp = u64_at(&ram, zero_page + 0x70);
     assert_eq!(&read::<8>(&ram, rsdp), b"RSD PTR ");
 
+    check_entry(&ram, &state);
+}
+
+#[test]
+fn other_processors_start_in_memory_that_stays() {
+    let kernel = Vmlinux::Bytes(tiny_elf(&[0x90; 64]).into());
+    let machine = acpi::Description { cpus: 2, ..machine() };
+    let boot = Boot { kernel: &kernel, initramfs: &[], command_line: "", machine: &machine };
+    let ram = GuestRam::new(128 << 20).unwrap();
+    load(&ram, &boot).unwrap();
+    let state = secondary_state(0x9_a000);
+    assert_eq!((state.rip, state.rflags & rflags::IF), (0x9_a000, 0));
+    check_entry(&ram, &state);
+    let map = e820(ram.size(), ACPI + 0x2000, true);
+    let kept = |at: u64| map.iter().any(|e| e.2 == E820_RESERVED && (e.0..e.0 + e.1).contains(&at));
+    assert!(kept(state.cr3) && kept(state.cr3 + 5 * PAGE_SIZE) && kept(state.gdt.base));
+}
+
+fn check_entry(ram: &GuestRam, state: &VcpuState) {
     // Walk the page tables for addresses all over the first 4 GiB.
     for address in [0, 0x7123, 0x100_0000, 0xbfff_f000, 0xfee0_0000, 0xffff_fff0u64] {
         let l4 = u64_at(&ram, state.cr3 + (address >> 39 & 511) * 8);
@@ -84,7 +103,7 @@ fn everything_is_where_the_boot_protocol_wants_it() {
 #[test]
 fn the_memory_map_matches_ram() {
     for size in [64 << 20, MMIO_HOLE_START, MMIO_HOLE_START + (512 << 20), 6 << 30] {
-        let map = e820(size, 0xe_2000);
+        let map = e820(size, 0xe_2000, true);
         let ram: u64 = map.iter().filter(|e| e.2 == E820_RAM).map(|e| e.1).sum();
         // All but the PC's legacy area below 1 MiB.
         assert_eq!(ram, size - (HIGH_MEMORY - LOW_MEMORY_END), "{size:#x}");

@@ -45,30 +45,39 @@ pub fn keep(state: &[u8], ram: &SavedRam, draft: &Draft, out: &mut Writer) -> Re
 
 fn state_of(machine: &Machine, frozen: &Frozen<'_>) -> Result<Writer, SnapshotError> {
     let board = machine.board();
-    let vcpu = frozen.vcpu().ok_or(SnapshotError::NotReady("its processor has no state"))?;
+    let vcpus = frozen.vcpus().ok_or(SnapshotError::NotReady("a processor has no state"))?;
     let mut out = Writer::new();
     out.put(
         0,
         &state::Machine {
             memory: board.ram().size(),
-            cpus: 1,
+            cpus: board.cpus(),
             machine_time_ns: board.clock.now(),
             wall_clock_ns: wall_clock_ns(),
             cpu_model: machine.platform().options.model.name().to_owned(),
             devices: board.device_names(),
         },
     )?;
-    out.put(0, &state::Vcpu::from(&vcpu.state))?;
+    // Those that the guest has not started have none.
+    for (n, vcpu) in (0..).zip(vcpus) {
+        if let Some(vcpu) = vcpu {
+            out.put(n, &state::Vcpu::from(&vcpu.state))?;
+        }
+    }
     let irqchip = board.irqchip.state();
     out.put(0, &state::Pic::from(&irqchip.pic))?;
     out.put(0, &state::IoApic::from(&irqchip.ioapic))?;
-    for (n, lapic) in (0..).zip(&irqchip.lapics) {
+    for ((n, lapic), vcpu) in (0..).zip(&irqchip.lapics).zip(vcpus) {
         // The backend's, where it has its own.
-        out.put(n, vcpu.lapic.as_ref().unwrap_or(&state::Lapic::from(lapic)))?;
+        let own = vcpu.as_ref().and_then(|vcpu| vcpu.lapic.clone());
+        out.put(n, &own.unwrap_or_else(|| state::Lapic::from(lapic)))?;
     }
     out.put(0, &state::Pit::from(&board.pit.state()))?;
     out.put(0, &state::Rtc::from(&board.rtc.state()))?;
     out.put(0, &state::Uart::from(&board.serial.state()))?;
+    if let Some(mailbox) = &board.wakeup {
+        out.put(0, &state::Wakeup::from(&mailbox.state()))?;
+    }
     for (n, transport) in (0..).zip(&board.virtio) {
         out.put(n, &state::VirtioTransport::from(&transport.state()))?;
     }

@@ -237,16 +237,8 @@ fn cmpxchg16b(cpu: &mut Cpu, op: &Op) -> Exec {
     let expected = (cpu.regs[2] as u128) << 64 | cpu.regs[0] as u128;
     let new = (cpu.regs[1] as u128) << 64 | cpu.regs[3] as u128;
     let gpa = cpu.translate(va, Access::Write)?;
-    // One step against other vCPUs' 16-byte exchanges; narrower locked accesses to the same bytes
-    // are not excluded, which no guest relies on.
-    let _guard = super::super::ram::SPLIT_LOCK.lock().unwrap_or_else(|e| e.into_inner());
-    let mut bytes = [0; 16];
-    cpu.phys_read(gpa, &mut bytes);
-    let old = u128::from_le_bytes(bytes);
+    let old = cpu.exchange16(gpa, expected, new);
     let equal = old == expected;
-    if equal {
-        cpu.phys_write(gpa, &new.to_le_bytes());
-    }
     cpu.flags.set_zf(equal);
     if !equal {
         cpu.regs[0] = old as u64;

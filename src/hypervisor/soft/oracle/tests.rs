@@ -13,8 +13,8 @@ use super::native::Native;
 use super::soft_side::{HUNG, Soft};
 use super::{ARENA, ARENA_LEN, Case, Outcome};
 use crate::arch::x86_64::{rflags, vector};
-use crate::hypervisor::{CpuModel, Vm};
 use crate::hypervisor::soft::SoftVm;
+use crate::hypervisor::{CpuModel, Vm};
 use crate::sys::clock::Clock;
 
 /// Cases in an ordinary `cargo test`: a few seconds.

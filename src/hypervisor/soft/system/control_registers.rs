@@ -47,7 +47,7 @@ pub(super) fn mov_to_cr(cpu: &mut Cpu, op: &Op) -> Exec {
             cpu.tlb.flush(false);
         }
         4 => {
-            if v & !cpu.identity.model.cr4() != 0
+            if v & !cpu.model.cr4() != 0
                 || (v & cr4::PAE == 0 && cpu.efer & efer::LMA != 0)
                 || (v & cr4::PCIDE != 0 && cpu.cr4 & cr4::PCIDE == 0 && cpu.cr3 & 0xfff != 0)
             {

@@ -67,7 +67,17 @@ pub(super) fn set_ac<const ON: bool>(cpu: &mut Cpu, _: &Op) -> Exec {
 }
 
 /// A spin-wait hint: lets events and other host threads in.
-pub(super) fn pause(_: &mut Cpu, _: &Op) -> Exec {
+/// How often a guest may say that it only waits before its thread lets another have the host's processor: what it
+/// waits for may be a vCPU whose thread has none.
+const PAUSES: u32 = 64;
+
+pub(super) fn pause(cpu: &mut Cpu, _: &Op) -> Exec {
+    if cpu.several {
+        cpu.pauses = cpu.pauses.wrapping_add(1);
+        if cpu.pauses.is_multiple_of(PAUSES) {
+            std::thread::yield_now();
+        }
+    }
     Err(Stop::Next)
 }
 

@@ -20,6 +20,7 @@ use crate::hypervisor::{Exit, ExitIo, Vcpu};
 use crate::memory::GuestRam;
 use crate::sys::clock::Clock;
 
+use super::cpu::Setup;
 use super::run::SoftVcpu;
 
 /// Ports and MMIO that nobody answers.
@@ -58,7 +59,7 @@ impl Machine {
         let ram = GuestRam::new(64 << 20).unwrap();
         let clock = Arc::new(Clock::new());
         clock.resume();
-        let vcpu = SoftVcpu::new(0, ram.clone(), clock, None);
+        let vcpu = SoftVcpu::new(Setup::alone(ram.clone(), clock)).unwrap();
         let put = |at: u64, v: u64| ram.memory().write_obj(v, GuestAddress(at)).unwrap();
         put(0x1000, 0x2000 | 7);
         put(0x2000, 0x3000 | 7);

@@ -8,6 +8,7 @@ use crate::arch::x86_64::{VcpuState, cr0, cr4, efer, gpr, rflags, seg};
 use crate::hypervisor::{Exit, Vcpu};
 use crate::sys::clock::Clock;
 
+use super::super::cpu::Setup;
 use super::super::run::SoftVcpu;
 use super::support::*;
 use super::{CODE, HANDLERS, Machine, NoIo};
@@ -71,7 +72,7 @@ fn a_program_may_change_vcpus_after_every_instruction() {
     let mut steps = 0;
     loop {
         let clock = Arc::new(Clock::new());
-        let mut vcpu = SoftVcpu::new(0, m.ram.clone(), clock, None);
+        let mut vcpu = SoftVcpu::new(Setup::alone(m.ram.clone(), clock)).unwrap();
         vcpu.set_state(&state).unwrap();
         assert_eq!(vcpu.run(&NoIo).unwrap(), Exit::Halted);
         state = vcpu.state().unwrap();
@@ -103,7 +104,7 @@ fn a_halted_state_stays_halted_elsewhere() {
     m.vcpu.run(&NoIo).unwrap();
     m.state.halted = true;
     m.state.rip = CODE + 1;
-    let mut other = SoftVcpu::new(0, m.ram.clone(), Arc::new(Clock::new()), None);
+    let mut other = SoftVcpu::new(Setup::alone(m.ram.clone(), Arc::new(Clock::new()))).unwrap();
     other.set_state(&m.state).unwrap();
     let signal = other.signal();
     let kicker = std::thread::spawn(move || {

@@ -121,7 +121,9 @@ pub(super) struct Machine {
 impl Machine {
     pub(super) fn new() -> Self {
         let ram = GuestRam::new(16 << 20).unwrap();
-        let mut cpu = Cpu::new(0, ram, std::sync::Arc::new(Clock::new()), None);
+        let mut cpu =
+            Cpu::new(crate::hypervisor::soft::cpu::Setup::alone(ram, std::sync::Arc::new(Clock::new())))
+                .unwrap();
         // No paging: linear addresses are physical ones.
         cpu.cr0 = cr0::PE | cr0::NE;
         cpu.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT;
