@@ -48,9 +48,10 @@ fn programs_see_as_many_processors_as_were_asked_for() {
     let figures: Vec<&str> = info.lines().filter_map(|line| line.split(": ").nth(1)).collect();
     // processor, physical id, siblings, core id, cpu cores, apicid
     assert_eq!(figures, ["0", "0", "2", "0", "2", "0", "1", "0", "2", "1", "2", "1"], "{info}");
+    // One clock for all: the kernel has not turned away from it.
     let clock = "/sys/devices/system/clocksource/clocksource0";
-    assert_eq!(sh(instance, &format!("cat {clock}/current_clocksource")), "kvm-clock");
-    assert!(sh(instance, &format!("cat {clock}/available_clocksource")).contains("tsc"));
+    assert_eq!(sh(instance, &format!("cat {clock}/current_clocksource")), "tsc");
+    assert!(sh(instance, &format!("cat {clock}/available_clocksource")).contains("kvm-clock"));
     let log = sh(instance, "dmesg");
     for bad in ["unstable", "WARNING", "BUG", "stall", "Firmware Bug"] {
         assert!(!log.contains(bad), "{bad}: {log}");
@@ -147,7 +148,9 @@ fn load(instance: &Instance, cpus: u32) {
 /// Waits until every part of the load has gone on, and checks that it was right.
 fn still_right(instance: &Instance, cpus: u32) {
     let turns = || -> Vec<u64> {
-        (1..=cpus).map(|n| sh(instance, &format!("wc -l </tmp/turns.{n}")).parse().unwrap()).collect()
+        (1..=cpus)
+            .map(|n| sh(instance, &format!("cat /tmp/turns.{n} 2>/dev/null | wc -l")).parse().unwrap())
+            .collect()
     };
     let before = turns();
     wait_until("the load goes on", || turns().iter().zip(&before).all(|(now, before)| *now > before + 1));
@@ -159,10 +162,8 @@ fn snapshots_and_clones_of_busy_processors() {
     for cpus in [2, 4] {
         let instance = machine(cpus);
         load(&instance, cpus);
-        wait_until("the load has begun", || {
-            sh(&instance, &format!("ls /tmp/turns.{cpus} 2>&1 || true")).starts_with("/tmp/turns")
-        });
-        let clones = instance.fork(2).unwrap();
+        still_right(&instance, cpus);
+        let clones = instance.fork(if cpus == 2 { 2 } else { 1 }).unwrap();
         for clone in &clones {
             assert_eq!(sh(clone, "nproc"), cpus.to_string());
             still_right(clone, cpus);
@@ -224,6 +225,7 @@ fn the_end_of_a_busy_machine_leaves_no_thread() {
                 _ => {
                     let _ = instance.command("sh").args(["-c", "echo b >/proc/sysrq-trigger"]).output();
                     wait_until("the guest has reset the machine", || !instance.is_running());
+                    drop(instance);
                 }
             }
             assert_eq!(threads(), before, "turn {turn}");
