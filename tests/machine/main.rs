@@ -18,6 +18,7 @@ mod lifetime;
 mod mounts;
 mod programs;
 mod saved;
+mod smp;
 mod snapshot_clones;
 mod snapshot_input;
 mod snapshots;

@@ -137,6 +137,9 @@ pub(super) struct Cpu {
     pub(super) model: CpuModel,
     /// The machine has other vCPUs.
     pub(super) several: bool,
+    /// Has others not stop writing what this vCPU decodes: what then goes wrong shows that tests notice.
+    #[cfg(test)]
+    pub(super) careless: bool,
     /// PAUSE instructions executed, where there are other vCPUs.
     pub(super) pauses: u32,
     /// What it holds of RAM's code.
@@ -214,6 +217,8 @@ impl Cpu {
             cpus,
             model,
             several: cpus > 1,
+            #[cfg(test)]
+            careless: false,
             pauses: 0,
             code,
             signal,
@@ -564,16 +569,16 @@ impl Cpu {
                 return Ok(both);
             }
         }
-        // A split lock or a device register: nothing else runs inside this step on this vCPU, and
-        // the guard keeps other vCPUs' split locks out.
-        let _guard = super::ram::SPLIT_LOCK.lock().unwrap_or_else(|e| e.into_inner());
+        // A split lock or a device register.
         self.check_canonical(va.wrapping_add(T::BYTES - 1))?;
         self.translate(va, Access::Write)?;
         self.translate(second_page(va, T::BYTES), Access::Write)?;
-        let old = T::from_u64(self.read_slow_for_write(va, T::BYTES as usize)?);
-        let new = f(old);
-        self.write_slow(va, new.to_u64(), T::BYTES as usize)?;
-        Ok((old, new))
+        self.alone(|cpu| {
+            let old = T::from_u64(cpu.read_slow_for_write(va, T::BYTES as usize)?);
+            let new = f(old);
+            cpu.write_slow(va, new.to_u64(), T::BYTES as usize)?;
+            Ok((old, new))
+        })
     }
 
     // --- stack ---

@@ -6,11 +6,13 @@
 //! or leaves guest mode. One that is *outside* guest mode (in HLT, stopped, paused) is not waited for: it serves
 //! before it goes on.
 //!
+//! In the same way a vCPU has all others stand still, for a locked access that the host cannot make in one step.
+//!
 //! Why nobody is missed: the asker sets the bit in the word, then looks whether the other is inside; the other notes
 //! that it is inside, then looks at its word. One of the two sees the other. Leaving is the mirror image.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 
 use crate::hypervisor::VcpuSignal;
 use crate::memory::MAX_READERS;
@@ -20,16 +22,29 @@ use super::cpu::{Cpu, attention};
 /// How often a vCPU that waits for others looks before it sleeps: most answer within a microsecond.
 const LOOKS: u32 = 200;
 
-/// A page that the asker wants to decode.
+/// So many requests that nobody waits for are kept for a vCPU outside guest mode; then it forgets its whole TLB.
+const KEPT: usize = 1024;
+
+/// What the asker wants.
+#[derive(Debug, Clone, Copy)]
+enum Wish {
+    /// This page is not written unseen any more.
+    Protect(u32),
+    /// Stand still while this is the [`Fellows::period`].
+    Halt(u64),
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Request {
-    page: u32,
+    wish: Wish,
     asker: u32,
 }
 
 #[derive(Debug, Default)]
 struct Requests {
     waiting: Vec<Request>,
+    /// There were too many: no page is written unseen any more.
+    all: bool,
     /// How many there ever were.
     count: u64,
 }
@@ -85,6 +100,10 @@ impl Signal {
     fn ask(&self, request: Request) -> Option<u64> {
         let count = {
             let mut requests = self.requests();
+            if requests.waiting.len() >= KEPT {
+                requests.waiting.clear();
+                requests.all = true;
+            }
             requests.waiting.push(request);
             requests.count += 1;
             requests.count
@@ -116,6 +135,12 @@ impl VcpuSignal for Signal {
 #[derive(Default)]
 pub(super) struct Fellows {
     members: RwLock<[Option<Arc<Signal>>; MAX_READERS as usize]>,
+    /// Held by the vCPU that has the others stand still.
+    turn: Mutex<()>,
+    /// Odd while the others are to stand still; grows with every beginning and end. Changed with `period_lock` held.
+    period: AtomicU64,
+    period_lock: Mutex<()>,
+    period_over: Condvar,
 }
 
 impl Fellows {
@@ -133,11 +158,38 @@ impl Fellows {
     }
 }
 
+impl Fellows {
+    /// Begins the next period and gives its number.
+    fn next_period(&self) -> u64 {
+        let _guard = self.period_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let period = self.period.fetch_add(1, Ordering::SeqCst) + 1;
+        self.period_over.notify_all();
+        period
+    }
+
+    /// Waits for the end of `period`, and not of any that follows: who begins that one waits for all others to stand
+    /// still anew.
+    fn wait_for_end_of(&self, period: u64) {
+        let mut guard = self.period_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        while self.period.load(Ordering::SeqCst) == period {
+            guard = self.period_over.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
 impl Cpu {
     /// Enters guest mode.
     pub(super) fn enter(&mut self) {
         if self.several {
-            self.signal.inside.store(true, Ordering::SeqCst);
+            loop {
+                self.signal.inside.store(true, Ordering::SeqCst);
+                let period = self.fellows.period.load(Ordering::SeqCst);
+                if period.is_multiple_of(2) {
+                    break;
+                }
+                self.signal.inside.store(false, Ordering::SeqCst);
+                self.fellows.wait_for_end_of(period);
+            }
             self.serve();
         }
     }
@@ -157,18 +209,29 @@ impl Cpu {
             return;
         }
         signal.word.fetch_and(!(attention::REQUEST | attention::ANSWER), Ordering::SeqCst);
-        let (waiting, count) = {
+        let (waiting, all, count) = {
             let mut requests = signal.requests();
-            (std::mem::take(&mut requests.waiting), requests.count)
+            (std::mem::take(&mut requests.waiting), std::mem::take(&mut requests.all), requests.count)
         };
         if waiting.is_empty() {
             return;
         }
         let mut askers = 0u32;
-        for Request { page, asker } in waiting {
-            self.tlb.protect(page);
-            self.code.give_up_writing(page);
+        let mut halt = None;
+        if all {
+            // It stays a writer of the pages, of which others will ask it again.
+            self.tlb.flush(true);
+            askers = u32::MAX;
+        }
+        for Request { wish, asker } in waiting {
             askers |= 1 << asker;
+            match wish {
+                Wish::Protect(page) => {
+                    self.tlb.protect(page);
+                    self.code.give_up_writing(page);
+                }
+                Wish::Halt(period) => halt = Some(period),
+            }
         }
         signal.served.store(count, Ordering::SeqCst);
         while askers != 0 {
@@ -178,12 +241,19 @@ impl Cpu {
                 asker.raise(attention::ANSWER);
             }
         }
+        if let Some(period) = halt {
+            self.fellows.wait_for_end_of(period);
+        }
     }
 
     /// Has the vCPUs in `writers` write RAM page `page` no longer unseen, and waits until they do not.
     #[cold]
     pub(super) fn stop_writers(&mut self, mut writers: u32, page: u32) {
         let me = self.code.index();
+        #[cfg(test)]
+        if self.careless {
+            writers &= 1 << me;
+        }
         if writers & 1 << me != 0 {
             self.tlb.protect(page);
             self.code.give_up_writing(page);
@@ -195,10 +265,50 @@ impl Cpu {
             writers &= writers - 1;
             // One that has left has no TLB.
             let Some(fellow) = self.fellows.get(index) else { continue };
-            if let Some(count) = fellow.ask(Request { page, asker: me }) {
+            if let Some(count) = fellow.ask(Request { wish: Wish::Protect(page), asker: me }) {
                 waiting.push((fellow, count));
             }
         }
+        self.wait_for(waiting);
+    }
+
+    /// Does `f` while no other vCPU runs guest code.
+    #[cold]
+    pub(super) fn alone<R>(&mut self, f: impl FnOnce(&mut Self) -> R) -> R {
+        if !self.several {
+            return f(self);
+        }
+        let (me, fellows) = (self.code.index(), self.fellows.clone());
+        let _turn = loop {
+            match fellows.turn.try_lock() {
+                Ok(turn) => break turn,
+                Err(TryLockError::Poisoned(e)) => break e.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    // Whoever has it may be waiting for this vCPU.
+                    self.serve();
+                    std::thread::yield_now();
+                }
+            }
+        };
+        let period = fellows.next_period();
+        let mut waiting = Vec::new();
+        for index in (0..MAX_READERS).filter(|&index| index != me) {
+            let Some(fellow) = fellows.get(index) else { continue };
+            // One that is outside finds out when it enters.
+            if fellow.inside.load(Ordering::SeqCst)
+                && let Some(count) = fellow.ask(Request { wish: Wish::Halt(period), asker: me })
+            {
+                waiting.push((fellow, count));
+            }
+        }
+        self.wait_for(waiting);
+        let result = f(self);
+        fellows.next_period();
+        result
+    }
+
+    /// Waits until each of `waiting` has served so many requests.
+    fn wait_for(&mut self, mut waiting: Vec<(Arc<Signal>, u64)>) {
         let mut looks = 0;
         loop {
             // Before the look: an answer that comes after it is raised anew.

@@ -337,15 +337,16 @@ impl Cpu {
                 return old;
             }
         }
-        // A device, or a host without the instruction: one step against others who do this.
-        let _guard = super::ram::SPLIT_LOCK.lock().unwrap_or_else(|e| e.into_inner());
-        let mut bytes = [0; 16];
-        self.phys_read(gpa, &mut bytes);
-        let old = u128::from_le_bytes(bytes);
-        if old == expected {
-            self.phys_write(gpa, &new.to_le_bytes());
-        }
-        old
+        // A device, or a host without the instruction.
+        self.alone(|cpu| {
+            let mut bytes = [0; 16];
+            cpu.phys_read(gpa, &mut bytes);
+            let old = u128::from_le_bytes(bytes);
+            if old == expected {
+                cpu.phys_write(gpa, &new.to_le_bytes());
+            }
+            old
+        })
     }
 
     /// Reports a store to RAM page `page`. When it holds decoded code, the running block ends

@@ -2,14 +2,11 @@
 
 #![allow(unsafe_code)]
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::memory::{CodePages, GuestRam, MMIO_HOLE_END, MMIO_HOLE_START};
-
-/// Serialises locked accesses that the host cannot do in one step.
-pub(super) static SPLIT_LOCK: Mutex<()> = Mutex::new(());
 
 /// Guest RAM as pointers.
 pub(super) struct Ram {

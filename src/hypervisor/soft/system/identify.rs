@@ -12,7 +12,8 @@ pub(super) fn cpuid(cpu: &mut Cpu, _: &Op) -> Exec {
     cpu.set(3 * 8, b);
     cpu.set(8, c);
     cpu.set(2 * 8, d);
-    Ok(())
+    // It serialises: what another vCPU has made of the code behind it counts.
+    Err(Stop::Next)
 }
 
 pub(super) fn rdtsc<const P: bool>(cpu: &mut Cpu, _: &Op) -> Exec {

@@ -6,6 +6,7 @@ mod exceptions;
 mod paging;
 mod privilege;
 mod self_modifying;
+mod several;
 mod state;
 mod support;
 mod transfers;
@@ -60,6 +61,10 @@ impl Machine {
         let clock = Arc::new(Clock::new());
         clock.resume();
         let vcpu = SoftVcpu::new(Setup::alone(ram.clone(), clock)).unwrap();
+        Self::of(ram, vcpu)
+    }
+
+    fn of(ram: Arc<GuestRam>, vcpu: SoftVcpu) -> Self {
         let put = |at: u64, v: u64| ram.memory().write_obj(v, GuestAddress(at)).unwrap();
         put(0x1000, 0x2000 | 7);
         put(0x2000, 0x3000 | 7);
