@@ -14,6 +14,7 @@ mod fs_snapshot_store;
 mod fs_snapshots;
 mod images;
 mod kernels;
+mod kvm;
 mod lifetime;
 mod mounts;
 mod programs;

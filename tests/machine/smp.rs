@@ -50,7 +50,7 @@ fn programs_see_as_many_processors_as_were_asked_for() {
     assert_eq!(figures, ["0", "0", "2", "0", "2", "0", "1", "0", "2", "1", "2", "1"], "{info}");
     // One clock for all: the kernel has not turned away from it.
     let clock = "/sys/devices/system/clocksource/clocksource0";
-    assert_eq!(sh(instance, &format!("cat {clock}/current_clocksource")), "tsc");
+    assert_eq!(sh(instance, &format!("cat {clock}/current_clocksource")), "kvm-clock");
     assert!(sh(instance, &format!("cat {clock}/available_clocksource")).contains("kvm-clock"));
     let log = sh(instance, "dmesg");
     for bad in ["unstable", "WARNING", "BUG", "stall", "Firmware Bug"] {

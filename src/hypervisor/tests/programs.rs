@@ -240,6 +240,7 @@ fn garbage_harms_nobody() {
 #[test]
 fn the_processor_is_the_model() {
     on_each(|m| {
+        let backend = m.backend;
         for privilege in [0, 3] {
             m.state = entry();
             if privilege == 3 {
@@ -274,8 +275,8 @@ fn the_processor_is_the_model() {
                 let lacks: Vec<u32> = found.iter().zip(wanted).map(|(f, w)| w & !f).collect();
                 assert_eq!(lacks[2..], [0, 0], "leaf {leaf:#x} at privilege {privilege}");
                 if found != wanted {
-                    println!("{:?} shows more in leaf {leaf:#x}: {found:08x?} for {wanted:08x?}", m.backend);
-                    assert_ne!(m.backend, Backend::Soft);
+                    println!("{backend:?} shows more in leaf {leaf:#x}: {found:08x?} for {wanted:08x?}");
+                    assert_ne!(backend, Backend::Soft);
                 }
             }
         }

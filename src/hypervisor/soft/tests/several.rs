@@ -7,7 +7,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
 use crate::arch::x86_64::{VcpuState, gpr};
-use crate::hypervisor::{Exit, Vcpu};
+use crate::hypervisor::{CpuModel, Exit, Vcpu};
 use crate::memory::GuestRam;
 use crate::sys::clock::Clock;
 
@@ -36,7 +36,7 @@ fn several(n: u32) -> (Machine, Vec<SoftVcpu>) {
     let fellows = Arc::default();
     let vcpu = |id| {
         let (ram, clock, fellows) = (ram.clone(), clock.clone(), Arc::clone(&fellows));
-        SoftVcpu::new(Setup { id, cpus: n, ram, clock, apic: None, fellows }).unwrap()
+        SoftVcpu::new(Setup { id, cpus: n, model: CpuModel::Baseline, ram, clock, apic: None, fellows }).unwrap()
     };
     let others = (1..n).map(vcpu).collect();
     (Machine::of(ram.clone(), vcpu(0)), others)
