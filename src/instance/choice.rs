@@ -57,7 +57,8 @@ pub(super) fn platform(builder: &InstanceBuilder) -> Result<(Platform, String), 
         },
         Backend::Kvm => {
             let verdict = probe::kvm().map_err(|why| unavailable(why.to_string()))?;
-            if builder.require_hardware && !verdict.is_native() {
+            // Insisting helps where it is slow only.
+            if builder.require_hardware && !verdict.is_native() || !verdict.runs_linux() {
                 return Err(unavailable(unfit(&verdict)));
             }
             Ok((kvm(builder)?, format!("KVM was asked for; {verdict}")))

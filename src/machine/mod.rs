@@ -11,6 +11,7 @@
 //! the backend) or from outside ([`Machine::stop`], its lifetime is over); the first reason counts.
 //! Dropping it stops it. When [`Machine::stop`] or `drop` has returned, no thread of it is left.
 
+pub mod bare;
 mod board;
 pub mod boot;
 mod console;

@@ -25,6 +25,18 @@ fn kvm() -> Option<Verdict> {
     }
 }
 
+/// The same, where it runs Linux.
+fn usable_kvm() -> Option<Verdict> {
+    let verdict = kvm()?;
+    if !verdict.runs_linux() {
+        println!("NOT RUN on KVM: {verdict}");
+        let error = small().backend(Backend::Kvm).start().unwrap_err();
+        assert!(matches!(error, Error::HypervisorUnavailable { .. }), "{error:?}");
+        return None;
+    }
+    Some(verdict)
+}
+
 #[test]
 fn r1_3_what_a_machine_runs_on_is_told() {
     let native = kvm().is_some_and(|verdict| verdict.is_native());
@@ -53,13 +65,14 @@ fn r1_3_what_a_machine_runs_on_is_told() {
 /// A mounted root, files in it, a command that runs, its time: all of it on the other backend, and back.
 #[test]
 fn a_machine_goes_from_the_software_cpu_to_kvm_and_back() {
-    if kvm().is_none() {
+    if usable_kvm().is_none() {
         return;
     }
     let first = small().backend(Backend::Soft).cpu_model(CpuModel::Minimal).start().unwrap();
     assert_eq!((first.backend(), first.cpu_model()), (Backend::Soft, CpuModel::Minimal));
     sh(&first, "mkdir /srv/held; echo before > /srv/held/file; echo in tmp > /tmp/file");
-    let script = "i=0; while :; do i=$((i+1)); echo $i > /tmp/new; mv /tmp/new /tmp/count; usleep 20000; done";
+    let script =
+        "i=0; while :; do i=$((i+1)); echo $i > /tmp/new; mv /tmp/new /tmp/count; usleep 20000; done";
     let _counter = first.command("sh").args(["-c", script]).stdout(Stdio::null()).spawn().unwrap();
     sh(&first, "while [ ! -e /tmp/count ]; do usleep 10000; done");
     let place = scratch();
@@ -67,9 +80,7 @@ fn a_machine_goes_from_the_software_cpu_to_kvm_and_back() {
     drop(first);
 
     let count = |machine: &Instance| sh(machine, "cat /tmp/count").parse::<u64>().unwrap();
-    let uptime = |machine: &Instance| {
-        sh(machine, "cut -d. -f1 /proc/uptime").parse::<u64>().unwrap()
-    };
+    let uptime = |machine: &Instance| sh(machine, "cut -d. -f1 /proc/uptime").parse::<u64>().unwrap();
     let begin = Instant::now();
     let snapshot = Snapshot::open(place.path().join("on-soft")).unwrap();
     let second = Instance::builder(&snapshot).backend(Backend::Kvm).start().unwrap();
@@ -111,7 +122,7 @@ fn wait(done: impl Fn() -> bool) {
 
 #[test]
 fn r5_6_a_snapshot_of_a_richer_processor_is_refused() {
-    let Some(verdict) = kvm() else { return };
+    let Some(verdict) = usable_kvm() else { return };
     if verdict.is_native() {
         println!("NOT RUN: this host's KVM has all of the baseline");
         return;
@@ -134,7 +145,7 @@ fn r5_6_a_snapshot_of_a_richer_processor_is_refused() {
 
 #[test]
 fn refused_instructions_are_bounded() {
-    let Some(verdict) = kvm() else { return };
+    let Some(verdict) = usable_kvm() else { return };
     if verdict.is_native() {
         println!("NOT RUN: this host's KVM refuses nothing");
         return;
@@ -154,7 +165,7 @@ fn refused_instructions_are_bounded() {
 #[test]
 #[ignore = "takes minutes where KVM emulates the guest's kernel"]
 fn full_kvm_boots_a_stock_kernel() {
-    if kvm().is_none() {
+    if usable_kvm().is_none() {
         return;
     }
     let begin = Instant::now();

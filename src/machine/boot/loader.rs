@@ -156,8 +156,7 @@ pub fn load(ram: &GuestRam, boot: &Boot<'_>) -> Result<VcpuState, BootError> {
     write_page_tables(ram, PML4).map_err(failed)?;
     write_gdt(ram, GDT).map_err(failed)?;
     if boot.machine.cpus > 1 {
-        write_page_tables(ram, SECONDARY).map_err(failed)?;
-        write_gdt(ram, SECONDARY_GDT).map_err(failed)?;
+        lay_out_secondary(ram).map_err(failed)?;
     }
     Ok(entry_state(elf.entry))
 }
@@ -195,6 +194,19 @@ fn load_elf(ram: &GuestRam, kernel: &Vmlinux, elf: &Elf) -> Result<(), BootError
         return Err(BootError::Load { reason: "the kernel file changed while it was read".into() });
     }
     Ok(())
+}
+
+/// What processors that the guest starts begin with.
+pub(in crate::machine) fn lay_out_secondary(ram: &GuestRam) -> Result<(), vm_memory::GuestMemoryError> {
+    write_page_tables(ram, SECONDARY)?;
+    write_gdt(ram, SECONDARY_GDT)
+}
+
+/// Lays a program that is no kernel into RAM. Returns its entry.
+pub(in crate::machine) fn load_program(ram: &GuestRam, program: &Vmlinux) -> Result<u64, BootError> {
+    let elf = program.headers()?;
+    load_elf(ram, program, &elf)?;
+    Ok(elf.entry)
 }
 
 /// Six pages from `pml4` on.

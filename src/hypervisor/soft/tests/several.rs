@@ -36,7 +36,8 @@ fn several(n: u32) -> (Machine, Vec<SoftVcpu>) {
     let fellows = Arc::default();
     let vcpu = |id| {
         let (ram, clock, fellows) = (ram.clone(), clock.clone(), Arc::clone(&fellows));
-        SoftVcpu::new(Setup { id, cpus: n, model: CpuModel::Baseline, ram, clock, apic: None, fellows }).unwrap()
+        SoftVcpu::new(Setup { id, cpus: n, model: CpuModel::Baseline, ram, clock, apic: None, fellows })
+            .unwrap()
     };
     let others = (1..n).map(vcpu).collect();
     (Machine::of(ram.clone(), vcpu(0)), others)
