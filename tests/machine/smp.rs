@@ -221,7 +221,10 @@ fn the_end_of_a_busy_machine_leaves_no_thread() {
             assert!(threads() >= before + 4);
             match turn {
                 0 => drop(instance),
-                1 => instance.close().unwrap(),
+                1 => {
+                    instance.close().unwrap();
+                    drop(instance);
+                }
                 _ => {
                     let _ = instance.command("sh").args(["-c", "echo b >/proc/sysrq-trigger"]).output();
                     wait_until("the guest has reset the machine", || !instance.is_running());

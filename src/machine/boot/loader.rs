@@ -255,6 +255,8 @@ pub fn secondary_state(vector: u64) -> VcpuState {
     let mut state = reset_state(vector);
     state.cr3 = SECONDARY;
     state.gdt.base = SECONDARY_GDT;
+    // From 6.11 on Linux goes on to its own page tables, which have no-execute bits, before it sets EFER.
+    state.efer |= efer::NXE;
     state
 }
 

@@ -81,16 +81,16 @@ fn other_processors_start_in_memory_that_stays() {
 fn check_entry(ram: &GuestRam, state: &VcpuState) {
     // Walk the page tables for addresses all over the first 4 GiB.
     for address in [0, 0x7123, 0x100_0000, 0xbfff_f000, 0xfee0_0000, 0xffff_fff0u64] {
-        let l4 = u64_at(&ram, state.cr3 + (address >> 39 & 511) * 8);
-        let l3 = u64_at(&ram, (l4 & !0xfff) + (address >> 30 & 511) * 8);
-        let l2 = u64_at(&ram, (l3 & !0xfff) + (address >> 21 & 511) * 8);
+        let l4 = u64_at(ram, state.cr3 + (address >> 39 & 511) * 8);
+        let l3 = u64_at(ram, (l4 & !0xfff) + (address >> 30 & 511) * 8);
+        let l2 = u64_at(ram, (l3 & !0xfff) + (address >> 21 & 511) * 8);
         assert_eq!((l4 & 3, l3 & 0x83, l2 & 0x83), (3, 3, 0x83), "{address:#x}");
         assert_eq!((l2 & !0x1f_ffff) | (address & 0x1f_ffff), address);
     }
 
     // The descriptors in RAM say what the hidden parts of the segment registers hold.
     for (selector, attributes) in [(0x10u64, 0xa09bu16), (0x18, 0xc093)] {
-        let entry = u64_at(&ram, state.gdt.base + selector);
+        let entry = u64_at(ram, state.gdt.base + selector);
         assert_eq!((entry >> 40) as u16 & 0xf0ff, attributes);
         assert_eq!(entry & 0x000f_0000_0000_ffff, 0x000f_0000_0000_ffff);
         assert_eq!(entry & 0xff00_00ff_ffff_0000, 0);
