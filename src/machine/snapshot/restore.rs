@@ -1,6 +1,7 @@
 //! A machine from a snapshot.
 
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::store::Place;
@@ -41,10 +42,7 @@ pub fn restore(place: &Place, memory: u64, cpus: u32) -> Result<Restored, Snapsh
     let mut reader = Reader::parse(&bytes)?;
     let map: memory::Memory = reader.take(0)?;
     let ram = saved_ram(place.open("memory")?, memory)?;
-    let restored = open(reader, &ram)?;
-    if restored.cpus() != cpus {
-        return Err(SnapshotError::Other(format!("{} processors", restored.cpus())));
-    }
+    let restored = open(reader, &ram, cpus..=cpus)?;
     memory::verify(ram.base(), &map, memory)?;
     Ok(restored)
 }
@@ -54,7 +52,7 @@ pub fn restore(place: &Place, memory: u64, cpus: u32) -> Result<Restored, Snapsh
 /// # Errors
 /// As [`restore`].
 pub fn reopen(state: &[u8], ram: &SavedRam) -> Result<Restored, SnapshotError> {
-    open(Reader::parse(state)?, ram)
+    open(Reader::parse(state)?, ram, 1..=MAX_CPUS)
 }
 
 /// Opens what [`super::keep`] wrote in `place`, with the map of memory in `map`: the state and the memory. All bytes
@@ -77,10 +75,14 @@ fn saved_ram(file: File, memory: u64) -> Result<SavedRam, SnapshotError> {
     })
 }
 
-fn open(mut reader: Reader<'_>, ram: &SavedRam) -> Result<Restored, SnapshotError> {
+fn open(
+    mut reader: Reader<'_>,
+    ram: &SavedRam,
+    cpus: RangeInclusive<u32>,
+) -> Result<Restored, SnapshotError> {
     let memory = ram.size();
     let machine: state::Machine = reader.take(0)?;
-    if machine.memory != memory || !(1..=MAX_CPUS).contains(&machine.cpus) || machine.cpu_model != CPU_MODEL {
+    if machine.memory != memory || !cpus.contains(&machine.cpus) || machine.cpu_model != CPU_MODEL {
         let found = format!("{} bytes, {} × {}", machine.memory, machine.cpus, machine.cpu_model);
         return Err(SnapshotError::Other(found));
     }
