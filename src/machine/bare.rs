@@ -5,7 +5,8 @@
 //! that starts other processors. The first vCPU begins at the image's entry at privilege 0 in 64-bit mode, interrupts
 //! off, its stack below 0x20000, the first 4 GiB of addresses mapped to themselves (page tables at 0x1000, GDT at
 //! 0x7000: 0x08 code, 0x10 data, 0x1b user data, 0x23 user code, 0x28 TSS), and no IDT: until the program has one, an
-//! exception is a triple fault, which ends the machine. So do power off and reset.
+//! exception is a triple fault, which ends the machine. So do power off and reset. Processors that the program starts
+//! through the mailbox begin likewise, without a stack, with a GDT of their own (0x10 code, 0x18 data).
 //!
 //! ```no_run
 //! use cc::machine::bare::{BareMetal, Image};

@@ -16,6 +16,7 @@ const COUNTS: u64 = 0x3_0000;
 const FLAGS: u64 = 0x3_2000;
 const IDT: u64 = 0x4_0000;
 const IDT_POINTER: u64 = 0x4_1000;
+const GDT_POINTER: u64 = 0x4_1010;
 /// 16 bytes of code for each vector.
 const STUBS: u64 = 0x4_2000;
 const SECOND_CPU: u64 = 0x5_0000;
@@ -51,15 +52,16 @@ fn assembled(at: u64, program: impl FnOnce(&mut CodeAssembler) -> Result<(), Ice
     a.assemble(at).unwrap()
 }
 
-/// Gates of all vectors, and their pointer.
-fn idt() -> [(u64, Vec<u8>); 2] {
+/// Gates of all vectors, and the pointers to them and to the first processor's GDT.
+fn idt() -> [(u64, Vec<u8>); 3] {
     let gates = (0..256_u64).flat_map(|vector| {
         let code = STUBS + 16 * vector;
         let low = code & 0xffff | 0x08 << 16 | 0x8e00 << 32 | (code >> 16 & 0xffff) << 48;
         [low, code >> 32].map(u64::to_le_bytes).into_iter().flatten()
     });
     let pointer = [0xff, 0x0f].into_iter().chain(IDT.to_le_bytes()).collect();
-    [(IDT, gates.collect()), (IDT_POINTER, pointer)]
+    let gdt = [0x37, 0].into_iter().chain(0x7000_u64.to_le_bytes()).collect();
+    [(IDT, gates.collect()), (IDT_POINTER, pointer), (GDT_POINTER, gdt)]
 }
 
 /// Each vector counts itself; a page fault goes on at RBX, the others return, interrupts with an EOI.
@@ -245,6 +247,16 @@ fn self_test(a: &mut CodeAssembler) -> Result<(), IcedError> {
 /// The second processor: says that it is there, waits for the interrupt, says so.
 fn second(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(esp, 0x6_0000)?;
+    // The segments of the first processor.
+    a.lgdt(ptr(GDT_POINTER))?;
+    a.mov(eax, 0x10)?;
+    a.mov(ss, eax)?;
+    let mut there = a.create_label();
+    a.push(8)?;
+    a.lea(rax, ptr(there))?;
+    a.push(rax)?;
+    a.retfq()?;
+    a.set_label(&mut there)?;
     interrupts_on(a, false)?;
     a.mov(dword_ptr(FLAGS + 4), 1)?;
     wait_for(a, COUNTS + 4 * u64::from(CROSS))?;

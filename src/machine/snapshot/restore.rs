@@ -1,6 +1,7 @@
 //! A machine from a snapshot.
 
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::store::Place;
@@ -42,10 +43,7 @@ pub fn restore(place: &Place, memory: u64, cpus: u32) -> Result<Restored, Snapsh
     let mut reader = Reader::parse(&bytes)?;
     let map: memory::Memory = reader.take(0)?;
     let ram = saved_ram(place.open("memory")?, memory)?;
-    let restored = open(reader, &ram)?;
-    if restored.cpus() != cpus {
-        return Err(SnapshotError::Other(format!("{} processors", restored.cpus())));
-    }
+    let restored = open(reader, &ram, cpus..=cpus)?;
     memory::verify(ram.base(), &map, memory)?;
     Ok(restored)
 }
@@ -55,7 +53,7 @@ pub fn restore(place: &Place, memory: u64, cpus: u32) -> Result<Restored, Snapsh
 /// # Errors
 /// As [`restore`].
 pub fn reopen(state: &[u8], ram: &SavedRam) -> Result<Restored, SnapshotError> {
-    open(Reader::parse(state)?, ram)
+    open(Reader::parse(state)?, ram, 1..=MAX_CPUS)
 }
 
 /// Opens what [`super::keep`] wrote in `place`, with the map of memory in `map`: the state and the memory. All bytes
@@ -78,12 +76,16 @@ fn saved_ram(file: File, memory: u64) -> Result<SavedRam, SnapshotError> {
     })
 }
 
-fn open(mut reader: Reader<'_>, ram: &SavedRam) -> Result<Restored, SnapshotError> {
+fn open(
+    mut reader: Reader<'_>,
+    ram: &SavedRam,
+    cpus: RangeInclusive<u32>,
+) -> Result<Restored, SnapshotError> {
     let memory = ram.size();
     let machine: state::Machine = reader.take(0)?;
     let found = || format!("{} bytes, {} × {}", machine.memory, machine.cpus, machine.cpu_model);
     let model = CpuModel::from_name(&machine.cpu_model).ok_or_else(|| SnapshotError::Other(found()))?;
-    if machine.memory != memory || !(1..=MAX_CPUS).contains(&machine.cpus) {
+    if machine.memory != memory || !cpus.contains(&machine.cpus) {
         return Err(SnapshotError::Other(found()));
     }
     let pic = reader.take::<state::Pic>(0)?.try_into()?;
