@@ -49,8 +49,8 @@ mod temp;
 mod tests;
 mod transfer;
 
+pub use crate::agent::raw_os_error;
 pub use dir::{DirEntry, ReadDir};
-pub use error::raw_os_error;
 pub use file::File;
 pub use metadata::{FileTimes, FileType, Metadata, Permissions};
 pub use operations::Fs;

@@ -1,14 +1,17 @@
 //! TCP connections and listeners.
 
 use std::io::{self, Read, Write};
+use std::iter::FusedIterator;
 use std::net::{self, Ipv4Addr, Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::sockopt;
+
 use super::accept::GuestListener;
 use super::options::Way;
 use super::stream::{GuestStream, stream_methods};
-use crate::agent::protocol::net::Opt;
+use crate::agent::protocol::net::{NO_LINGER, Opt};
 use crate::agent::{Connection, Listener, Name};
 
 /// A TCP connection, of a guest or of the host.
@@ -87,6 +90,61 @@ impl TcpStream {
         }
     }
 
+    /// Sets how long the connection, once closed, goes on sending what was written: `None`, as at first,
+    /// leaves that to the system (in a guest to 30 s and then its kernel), zero resets the connection at
+    /// once. Whole seconds count. In a guest, closing never waits for that.
+    ///
+    /// This corresponds to [`std::net::TcpStream::set_linger`].
+    pub fn set_linger(&self, linger: Option<Duration>) -> io::Result<()> {
+        match &self.0 {
+            Inner::Host(stream) => {
+                // As std: what is less than a second is none.
+                let linger = linger.map(|linger| Duration::from_secs(linger.as_secs()));
+                Ok(sockopt::set_socket_linger(stream, linger)?)
+            }
+            Inner::Guest(stream) => {
+                let seconds = linger.map_or(NO_LINGER, |linger| {
+                    // The longest that a kernel takes.
+                    linger.as_secs().min(i32::MAX as u64) as u32
+                });
+                stream.connection.set(Opt::Linger, seconds)
+            }
+        }
+    }
+
+    /// How long the connection, once closed, goes on sending what was written.
+    ///
+    /// This corresponds to [`std::net::TcpStream::linger`].
+    pub fn linger(&self) -> io::Result<Option<Duration>> {
+        match &self.0 {
+            Inner::Host(stream) => Ok(sockopt::socket_linger(stream)?),
+            Inner::Guest(stream) => {
+                let seconds = stream.connection.get(Opt::Linger)?;
+                Ok((seconds != NO_LINGER).then(|| Duration::from_secs(seconds.into())))
+            }
+        }
+    }
+
+    /// Sets `TCP_QUICKACK`: what comes is acknowledged at once. The kernel may unset it later.
+    ///
+    /// This corresponds to [`std::os::linux::net::TcpStreamExt::set_quickack`].
+    pub fn set_quickack(&self, quickack: bool) -> io::Result<()> {
+        match &self.0 {
+            Inner::Host(stream) => Ok(sockopt::set_tcp_quickack(stream, quickack)?),
+            Inner::Guest(stream) => stream.connection.set(Opt::QuickAck, quickack.into()),
+        }
+    }
+
+    /// Whether `TCP_QUICKACK` is set.
+    ///
+    /// This corresponds to [`std::os::linux::net::TcpStreamExt::quickack`].
+    pub fn quickack(&self) -> io::Result<bool> {
+        match &self.0 {
+            Inner::Host(stream) => Ok(sockopt::tcp_quickack(stream)?),
+            Inner::Guest(stream) => stream.connection.get(Opt::QuickAck).map(|value| value != 0),
+        }
+    }
+
     /// Sets how many hops packets live. Of an IPv6 connection, too.
     pub fn set_ttl(&self, ttl: u32) -> io::Result<()> {
         match &self.0 {
@@ -142,6 +200,13 @@ impl TcpListener {
     /// All connections that come.
     pub fn incoming(&self) -> Incoming<'_> {
         Incoming { listener: self }
+    }
+
+    /// All connections that come, with the listener in it.
+    ///
+    /// This corresponds to [`std::net::TcpListener::into_incoming`].
+    pub fn into_incoming(self) -> IntoIncoming {
+        IntoIncoming { listener: self }
     }
 
     /// The address it listens at, where it is.
@@ -212,3 +277,23 @@ impl Iterator for Incoming<'_> {
         Some(self.listener.accept().map(|(stream, _)| stream))
     }
 }
+
+impl FusedIterator for Incoming<'_> {}
+
+/// The connections of a [`TcpListener`], without end, and the listener itself.
+///
+/// This corresponds to [`std::net::IntoIncoming`].
+#[derive(Debug)]
+pub struct IntoIncoming {
+    listener: TcpListener,
+}
+
+impl Iterator for IntoIncoming {
+    type Item = io::Result<TcpStream>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        Some(self.listener.accept().map(|(stream, _)| stream))
+    }
+}
+
+impl FusedIterator for IntoIncoming {}

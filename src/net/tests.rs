@@ -87,6 +87,7 @@ conformance! {
     tcp_peek_and_options();
     tcp_without_waiting();
     tcp_resets();
+    tcp_lingering();
     tcp_listeners_are_shared();
     tcp_many_at_once(64);
     r4_1_connections_in_turn(10_000);

@@ -142,3 +142,12 @@ impl Iterator for UnixIncoming<'_> {
         Some(self.listener.accept().map(|(stream, _)| stream))
     }
 }
+
+impl<'a> IntoIterator for &'a UnixListener {
+    type Item = io::Result<UnixStream>;
+    type IntoIter = UnixIncoming<'a>;
+
+    fn into_iter(self) -> UnixIncoming<'a> {
+        self.incoming()
+    }
+}
