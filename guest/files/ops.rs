@@ -169,6 +169,23 @@ pub(super) fn copy(from: &CStr, to: &CStr) -> Result<u64> {
     copy_bytes(&source, &target)
 }
 
+/// What the host gives is a file of its own making in the root, which can be copied from within that file system and not
+/// be read. So this fails for what lies elsewhere, with nothing copied.
+pub(super) fn take(path: &CStr, to: i32, at: u64, len: u64) -> Result<u64> {
+    let source = paths::open_at(HERE, path, O_RDONLY, 0)?;
+    let mut done = 0;
+    while done < len {
+        let left = usize::try_from(len - done).unwrap_or(usize::MAX);
+        match paths::copy_range_at(source.raw(), done, to, at.saturating_add(done), left) {
+            Ok(0) => break,
+            Ok(n) => done += n as u64,
+            Err(e) if done == 0 => return Err(e),
+            Err(_) => break,
+        }
+    }
+    Ok(done)
+}
+
 fn copy_bytes(source: &Fd, target: &Fd) -> Result<u64> {
     const AT_ONCE: usize = 1 << 30;
     let mut copied = 0u64;

@@ -14,6 +14,7 @@ mod connection;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::CStr;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -46,6 +47,18 @@ pub trait Connection: Send + Sync + std::fmt::Debug {
 pub trait Dial: Send + Sync + std::fmt::Debug {
     /// Connects to a port of the guest.
     fn dial(&self, port: u32) -> io::Result<Box<dyn Connection>>;
+
+    /// Has the guest's root hold a file with these bytes. `None` where that cannot be.
+    fn offer(&self, bytes: Arc<Vec<u8>>) -> Option<Box<dyn Offer>> {
+        let _ = bytes;
+        None
+    }
+}
+
+/// A file in the guest's root that the guest can copy from and nobody sees, for as long as this lives.
+pub trait Offer: Send + std::fmt::Debug {
+    /// Its absolute path.
+    fn path(&self) -> &CStr;
 }
 
 /// All operations on a guest's files. Many threads may use one.
@@ -86,6 +99,11 @@ impl Files {
     /// A worker for whatever does not need an open file.
     pub fn lease(&self) -> io::Result<Lease<'_>> {
         self.lease_of(None, MAX_WORKERS)
+    }
+
+    /// As [`Dial::offer`].
+    pub fn offer(&self, bytes: Arc<Vec<u8>>) -> Option<Box<dyn Offer>> {
+        self.dial.offer(bytes)
     }
 
     /// Workers now, idle or not.

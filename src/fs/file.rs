@@ -380,11 +380,6 @@ impl GuestFile {
         self.with("write", |lease| write_chunks(lease, self.fd(), bytes, at))
     }
 
-    /// Writes all; errors say nothing of the file.
-    pub(super) fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
-        write_chunks(&mut self.handle.lease()?, self.fd(), bytes, None)
-    }
-
     /// Reads what is left; errors say nothing of the file.
     pub(super) fn read_to_end(&self, bytes: &mut Vec<u8>) -> io::Result<usize> {
         let mut lease = self.handle.lease()?;

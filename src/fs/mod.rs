@@ -35,6 +35,7 @@
 //! [`BrokenPipe`](std::io::ErrorKind::BrokenPipe) says that something in the guest killed the process that did the work
 //! or held the file open.
 
+mod bulk;
 mod dir;
 mod error;
 mod file;

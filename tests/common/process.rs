@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Child, Command, Output, PtySize, Resource, Stdio};
+use super::{Child, Command, ExitStatus, Output, PtySize, Resource, Stdio};
 
 mod pty;
 mod torture;

@@ -118,6 +118,9 @@ pub enum Request<'a> {
     Resolve(&'a CStr),
     /// Copies a regular file and its mode: from, to. Answer: bytes copied, `u64`.
     Copy(&'a CStr, &'a CStr),
+    /// Copies so many bytes from the head of a file that the host gives, by its path, to an offset. Answer: bytes
+    /// copied, `u64`.
+    Take(&'a CStr, i32, u64, u64),
 }
 
 /// Flag in a mode of [`Request::WriteFile`].
@@ -211,6 +214,7 @@ mod op {
     pub(super) const READ_LINK: u8 = 24;
     pub(super) const RESOLVE: u8 = 25;
     pub(super) const COPY: u8 = 26;
+    pub(super) const TAKE: u8 = 27;
 }
 
 impl<'a> Request<'a> {
@@ -253,6 +257,12 @@ impl<'a> Request<'a> {
             Request::Lock(fd, how) => {
                 put_fd(fd, out);
                 out.extend_from_slice(&how.to_le_bytes());
+            }
+            Request::Take(path, fd, at, len) => {
+                put_str(path, out);
+                put_fd(fd, out);
+                out.extend_from_slice(&at.to_le_bytes());
+                out.extend_from_slice(&len.to_le_bytes());
             }
             Request::Chmod(target, mode) => {
                 put_target(target, out);
@@ -334,6 +344,7 @@ impl<'a> Request<'a> {
             Request::ReadLink(_) => op::READ_LINK,
             Request::Resolve(_) => op::RESOLVE,
             Request::Copy(..) => op::COPY,
+            Request::Take(..) => op::TAKE,
         }
     }
 
@@ -381,6 +392,7 @@ impl<'a> Request<'a> {
             op::READ_LINK => Request::ReadLink(r.string()?),
             op::RESOLVE => Request::Resolve(r.string()?),
             op::COPY => Request::Copy(r.string()?, r.string()?),
+            op::TAKE => Request::Take(r.string()?, r.i32()?, r.u64()?, r.u64()?),
             other => return Err(Error::UnknownKind(other)),
         };
         if r.rest.is_empty() { Ok(Some((id, request, wanted))) } else { Err(Error::Malformed) }
