@@ -12,8 +12,15 @@ use cc::{Instance, Source};
 
 use crate::{Report, Result, counted, median, milliseconds};
 
-pub(super) const NAMES: [&str; 5] =
-    ["net.rtt_us", "net.connect_us", "net.mb_s", "net.instructions_per_kib", "net.exposed_mb_s"];
+pub(super) const NAMES: [&str; 7] = [
+    "net.rtt_us",
+    "net.connect_us",
+    "net.mb_s",
+    "net.instructions_per_kib",
+    "net.exposed_mb_s",
+    "net.loopback_mb_s",
+    "net.exposed_vs_loopback",
+];
 
 const PORT: u16 = 7;
 /// Round trips, and connections.
@@ -71,12 +78,20 @@ pub(super) fn measure(report: &mut Report) -> Result<()> {
     report.add("net.instructions_per_kib", median(costs), "instr/KiB");
 
     let exposed = instance.expose(0, ("127.0.0.1", PORT))?;
-    let mut rates = Vec::new();
+    let (mut rates, mut inside, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    instance.write("/tmp/bytes", bytes())?;
     for _ in 0..ROUNDS {
         let conn = std::net::TcpStream::connect(exposed.local_addr())?;
-        rates.push(megabytes() / echo(&conn.into())?);
+        let rate = megabytes() / echo(&conn.into())?;
+        // In turn with the same between two programs of the guest, over its own loopback.
+        let loopback = megabytes() / within(&instance)?;
+        rates.push(rate);
+        inside.push(loopback);
+        ratios.push(rate / loopback);
     }
     report.add("net.exposed_mb_s", median(rates), "MB/s");
+    report.add("net.loopback_mb_s", median(inside), "MB/s");
+    report.add("net.exposed_vs_loopback", median(ratios), "x");
     drop(exposed);
     server.kill()?;
     server.wait()?;
@@ -88,9 +103,26 @@ fn megabytes() -> f64 {
     (LARGE << 20) as f64 / 1e6
 }
 
+fn bytes() -> Vec<u8> {
+    (0..LARGE << 20).map(|n| (n ^ (n >> 13)) as u8).collect()
+}
+
+/// A program of the guest sends the same bytes to the same server and takes them back; how many seconds that took.
+fn within(instance: &Instance) -> Result<f64> {
+    let script = format!("busybox nc 127.0.0.1 {PORT} </tmp/bytes | wc -c");
+    let start = Instant::now();
+    let out = instance.command("sh").args(["-c", &script]).output()?;
+    let seconds = start.elapsed().as_secs_f64();
+    let count = String::from_utf8_lossy(&out.stdout).trim().parse::<usize>()?;
+    if count != LARGE << 20 {
+        return Err(format!("the guest's client got {count} bytes back").into());
+    }
+    Ok(seconds)
+}
+
 /// Sends [`LARGE`] MiB and takes them back at the same time; how many seconds that took.
 fn echo(conn: &TcpStream) -> Result<f64> {
-    let bytes: Vec<u8> = (0..LARGE << 20).map(|n| (n ^ (n >> 13)) as u8).collect();
+    let bytes = bytes();
     let mut back = Vec::with_capacity(bytes.len());
     let start = Instant::now();
     thread::scope(|scope| {

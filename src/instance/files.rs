@@ -41,6 +41,10 @@ impl Dial for Ports {
         Ok(Box::new(Worker(self.vsock.connect(port, Some(CONNECT))?)))
     }
 
+    fn stands_still(&self) -> bool {
+        self.vsock.is_paused()
+    }
+
     fn offer(&self, bytes: Arc<Vec<u8>>) -> Option<Box<dyn Offer>> {
         let offer = self.root.as_ref()?.offer(bytes)?;
         let path = CString::new([b"/", offer.name().to_bytes()].concat()).ok()?;
@@ -74,6 +78,10 @@ impl Connection for Worker {
 
     fn is_open(&self) -> bool {
         self.0.is_open()
+    }
+
+    fn wait(&self) -> bool {
+        self.0.wait_readable()
     }
 }
 

@@ -118,6 +118,16 @@ conformance! {
     many_threads_share_one_machine(25);
 }
 
+/// Every number that Linux has, as what a program's `exec` failed with.
+#[test]
+fn every_errno_has_the_kind_of_std() {
+    for errno in 1..=133 {
+        let mut command = Command::new(crate::agent::testing::refusing(errno), Arc::default(), "x");
+        let (error, std) = (command.spawn().unwrap_err(), std::io::Error::from_raw_os_error(errno));
+        assert_eq!((error.kind(), crate::agent::raw_os_error(&error)), (std.kind(), Some(errno)));
+    }
+}
+
 /// Out of memory is a limit here; a machine's test runs out of what there is.
 #[test]
 fn r2_every_input_with_every_end() {

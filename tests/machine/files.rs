@@ -455,3 +455,48 @@ fn large_contents_reach_the_guest_whole_by_either_way() {
     // Nothing of it is left where anybody looks.
     assert_eq!(sh(&instance, "ls -a / | grep -c '^[.]cc-'; :"), "0");
 }
+
+/// A paused machine answers nothing; to drop its files is no question.
+#[test]
+fn files_are_dropped_while_the_machine_is_paused() {
+    let instance = small().start().unwrap();
+    let open = || sh(&instance, "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c /root/held- ; :");
+    instance.create_dir_all("/root").unwrap();
+    let names: Vec<String> = (0..200).map(|n| format!("/root/held-{n}")).collect();
+    let held: Vec<cc::fs::File> = names.iter().map(|name| instance.create(name).unwrap()).collect();
+    held.iter().for_each(|file| file.lock().unwrap());
+    assert_ne!(open(), "0");
+    instance.pause().unwrap();
+    let (done, dropped) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        drop(held);
+        done.send(()).unwrap();
+    });
+    let waited = dropped.recv_timeout(std::time::Duration::from_secs(60));
+    instance.resume().unwrap();
+    waited.expect("dropping does not wait for the machine to go on");
+    thread.join().unwrap();
+    // What comes next finds them closed.
+    for name in &names {
+        instance.open(name).unwrap().try_lock().unwrap();
+    }
+    assert_eq!(open(), "0");
+    // One that is waited for when the machine is paused, many times, in whatever moment that is.
+    for _ in 0..20 {
+        let (done, dropped) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for name in names.iter().take(50) {
+                    let file = instance.open(name).unwrap();
+                    file.lock().unwrap();
+                }
+                done.send(()).unwrap();
+            });
+            instance.pause().unwrap();
+            std::thread::yield_now();
+            instance.resume().unwrap();
+            dropped.recv_timeout(std::time::Duration::from_secs(60)).expect("it goes on");
+        });
+    }
+    assert_eq!(open(), "0");
+}
