@@ -62,12 +62,20 @@ pub trait Dial: Send + Sync + std::fmt::Debug {
         let _ = bytes;
         None
     }
+
+    /// Has the guest's root hold a file that takes so many bytes. `None` where that cannot be.
+    fn accept(&self, most: usize) -> Option<Box<dyn Offer>> {
+        let _ = most;
+        None
+    }
 }
 
-/// A file in the guest's root that the guest can copy from and nobody sees, for as long as this lives.
+/// A file in the guest's root that the guest can copy from or to and nobody sees, for as long as this lives.
 pub trait Offer: Send + std::fmt::Debug {
     /// Its absolute path.
     fn path(&self) -> &CStr;
+    /// Takes out what was copied to it.
+    fn take(&self) -> Vec<u8>;
 }
 
 /// All operations on a guest's files. Many threads may use one.
@@ -122,6 +130,11 @@ impl Files {
     /// As [`Dial::offer`].
     pub fn offer(&self, bytes: Arc<Vec<u8>>) -> Option<Box<dyn Offer>> {
         self.dial.offer(bytes)
+    }
+
+    /// As [`Dial::accept`].
+    pub fn accept(&self, most: usize) -> Option<Box<dyn Offer>> {
+        self.dial.accept(most)
     }
 
     /// Workers now, idle or not.

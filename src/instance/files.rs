@@ -46,21 +46,34 @@ impl Dial for Ports {
     }
 
     fn offer(&self, bytes: Arc<Vec<u8>>) -> Option<Box<dyn Offer>> {
-        let offer = self.root.as_ref()?.offer(bytes)?;
-        let path = CString::new([b"/", offer.name().to_bytes()].concat()).ok()?;
-        Some(Box::new(InRoot { path, _offer: offer }))
+        InRoot::of(self.root.as_ref()?.offer(bytes)?)
+    }
+
+    fn accept(&self, most: usize) -> Option<Box<dyn Offer>> {
+        InRoot::of(self.root.as_ref()?.accept(most)?)
     }
 }
 
 #[derive(Debug)]
 struct InRoot {
     path: CString,
-    _offer: fs::Offer,
+    offer: fs::Offer,
+}
+
+impl InRoot {
+    fn of(offer: fs::Offer) -> Option<Box<dyn Offer>> {
+        let path = CString::new([b"/", offer.name().to_bytes()].concat()).ok()?;
+        Some(Box::new(InRoot { path, offer }))
+    }
 }
 
 impl Offer for InRoot {
     fn path(&self) -> &CStr {
         &self.path
+    }
+
+    fn take(&self) -> Vec<u8> {
+        self.offer.take()
     }
 }
 

@@ -122,6 +122,7 @@ proptest! {
             Request::Remove(a, removal), Request::OpenDir(a), Request::Entries(fd), Request::Rename(a, b),
             Request::Link(a, b), Request::Symlink(a, b), Request::ReadLink(a), Request::Resolve(a), Request::Copy(a, b),
             Request::Take(a, fd, n, !n),
+            Request::Give(a, fd, n, !n),
         ];
         for request in requests {
             let mut bytes = Vec::new();
@@ -200,7 +201,7 @@ fn a_worker_drops_a_host_that_makes_no_sense() {
     assert!(say(b"GET / HTTP/1.0\r\n\r\n").is_empty());
     assert!(say(&frame(MAX_REQUEST as u32 + 1, 5, b"")).is_empty());
     assert!(say(&frame(u32::MAX, 5, b"")).is_empty());
-    for op in [0, 28, 200, 255] {
+    for op in [0, 29, 200, 255] {
         assert!(say(&frame(0, op, b"")).is_empty(), "operation {op}");
     }
     // A path without its NUL, one with two, a number too few, a byte too many, a read of too much.

@@ -121,6 +121,9 @@ pub enum Request<'a> {
     /// Copies so many bytes from the head of a file that the host gives, by its path, to an offset. Answer: bytes
     /// copied, `u64`.
     Take(&'a CStr, i32, u64, u64),
+    /// Copies so many bytes to the head of a file that the host gives, by its path, from an offset. Answer: bytes
+    /// copied, `u64`.
+    Give(&'a CStr, i32, u64, u64),
 }
 
 /// Flag in a mode of [`Request::WriteFile`].
@@ -215,6 +218,7 @@ mod op {
     pub(super) const RESOLVE: u8 = 25;
     pub(super) const COPY: u8 = 26;
     pub(super) const TAKE: u8 = 27;
+    pub(super) const GIVE: u8 = 28;
 }
 
 impl<'a> Request<'a> {
@@ -258,7 +262,7 @@ impl<'a> Request<'a> {
                 put_fd(fd, out);
                 out.extend_from_slice(&how.to_le_bytes());
             }
-            Request::Take(path, fd, at, len) => {
+            Request::Take(path, fd, at, len) | Request::Give(path, fd, at, len) => {
                 put_str(path, out);
                 put_fd(fd, out);
                 out.extend_from_slice(&at.to_le_bytes());
@@ -345,6 +349,7 @@ impl<'a> Request<'a> {
             Request::Resolve(_) => op::RESOLVE,
             Request::Copy(..) => op::COPY,
             Request::Take(..) => op::TAKE,
+            Request::Give(..) => op::GIVE,
         }
     }
 
@@ -392,6 +397,7 @@ impl<'a> Request<'a> {
             op::READ_LINK => Request::ReadLink(r.string()?),
             op::RESOLVE => Request::Resolve(r.string()?),
             op::COPY => Request::Copy(r.string()?, r.string()?),
+            op::GIVE => Request::Give(r.string()?, r.i32()?, r.u64()?, r.u64()?),
             op::TAKE => Request::Take(r.string()?, r.i32()?, r.u64()?, r.u64()?),
             other => return Err(Error::UnknownKind(other)),
         };

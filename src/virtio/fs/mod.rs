@@ -2,7 +2,7 @@
 //!
 //! * `spec`, `wire`: numbers and layouts of the protocol
 //! * `session`: what each request does, with `ledger` of what the client holds
-//! * `offers`: bytes that the host gives the guest by way of a file
+//! * `offers`: bytes that host and guest give each other by way of a file
 //! * `buffers`, `listing`: answers that go straight into guest memory, and directory entries
 //!
 //! Queue 0 is for what must not wait behind other requests (FORGET), the rest carry requests. A request is carried out
@@ -107,7 +107,12 @@ impl FsHost {
     /// Has the guest find a file with these bytes in the root, to copy from, for as long as the [`Offer`] lives. `None`
     /// if there is no file system, or there are too many offers.
     pub fn offer(&self, bytes: Arc<Vec<u8>>) -> Option<Offer> {
-        Offer::new(&self.shared.session()?.offers, bytes)
+        Offer::source(&self.shared.session()?.offers, bytes)
+    }
+
+    /// Has the guest find a file in the root to copy at most `most` bytes to, likewise.
+    pub fn accept(&self, most: usize) -> Option<Offer> {
+        Offer::sink(&self.shared.session()?.offers, most)
     }
 
     /// Puts `fs` behind the device, before the guest mounts it. What was there before is let go.

@@ -1,10 +1,10 @@
-//! Bytes that the host gives its guest by way of a file, without the guest's processor carrying them.
+//! Bytes that host and guest give each other by way of a file, without the guest's processor carrying them.
 //!
 //! An [`Offer`] is a file in the root of the file system that no listing shows. The guest's agent opens it by its name,
-//! which nobody else can guess, and copies from it with `copy_file_range(2)`: that is one request, which the session
-//! carries out by writing the bytes to the other file itself. The guest's kernel knows that the file has changed and
-//! drops what it has cached of it, as it does for every such copy. The file can be copied from and not be read; it is
-//! gone with the `Offer`, and a clone does not have it.
+//! which nobody else can guess, and copies from it or to it with `copy_file_range(2)`: that is one request, which the
+//! session carries out by writing the bytes to the other file itself, or reading them from there. The guest's kernel
+//! writes out what it holds of a file before, and drops what it has cached of a changed one, as it does for every such
+//! copy. An offer can be neither read nor written otherwise; it is gone with the [`Offer`], and a clone does not have it.
 
 use std::ffi::{CStr, CString};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -30,7 +30,26 @@ struct Table {
 struct Slot {
     name: CString,
     node: NodeId,
-    bytes: Arc<Vec<u8>>,
+    content: Content,
+}
+
+#[derive(Clone)]
+enum Content {
+    /// To be copied from.
+    Source(Arc<Vec<u8>>),
+    /// To be copied to.
+    Sink(Arc<Mutex<Sink>>),
+}
+
+/// Bytes that the guest has put into an offer.
+#[derive(Default)]
+pub(super) struct Sink {
+    pub(super) bytes: Vec<u8>,
+    pub(super) most: usize,
+}
+
+pub(super) fn lock(sink: &Mutex<Sink>) -> MutexGuard<'_, Sink> {
+    sink.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 impl Offers {
@@ -57,34 +76,61 @@ impl Offers {
         (node.0 >= FIRST_NODE).then(|| self.find(|slot| slot.node == node, attr))?
     }
 
-    pub(super) fn bytes(&self, node: NodeId) -> Option<Arc<Vec<u8>>> {
-        (node.0 >= FIRST_NODE).then(|| self.find(|slot| slot.node == node, |slot| slot.bytes.clone()))?
+    fn content(&self, node: NodeId) -> Option<Content> {
+        (node.0 >= FIRST_NODE).then(|| self.find(|slot| slot.node == node, |slot| slot.content.clone()))?
+    }
+
+    pub(super) fn source(&self, node: NodeId) -> Option<Arc<Vec<u8>>> {
+        match self.content(node)? {
+            Content::Source(bytes) => Some(bytes),
+            Content::Sink(_) => None,
+        }
+    }
+
+    pub(super) fn sink(&self, node: NodeId) -> Option<Arc<Mutex<Sink>>> {
+        match self.content(node)? {
+            Content::Source(_) => None,
+            Content::Sink(sink) => Some(sink),
+        }
     }
 }
 
 fn attr(slot: &Slot) -> Attr {
-    let size = slot.bytes.len() as u64;
+    let (size, permissions) = match &slot.content {
+        Content::Source(bytes) => (bytes.len() as u64, 0o400),
+        Content::Sink(sink) => (lock(sink).bytes.len() as u64, 0o200),
+    };
     Attr {
         ino: slot.node.0,
         size,
         blocks: size.div_ceil(512),
-        mode: mode::FILE | 0o400,
+        mode: mode::FILE | permissions,
         nlink: 1,
         blksize: 4096,
         ..Attr::default()
     }
 }
 
-/// A file that a guest can copy from, for as long as this lives.
+/// A file that a guest can copy from or to, for as long as this lives.
 pub struct Offer {
     offers: Arc<Offers>,
     slot: usize,
     name: CString,
+    content: Content,
 }
 
 impl Offer {
     /// `None` where there are too many already.
-    pub(super) fn new(offers: &Arc<Offers>, bytes: Arc<Vec<u8>>) -> Option<Self> {
+    pub(super) fn source(offers: &Arc<Offers>, bytes: Arc<Vec<u8>>) -> Option<Self> {
+        Self::new(offers, Content::Source(bytes))
+    }
+
+    /// Takes at most `most` bytes. `None` where there are too many already.
+    pub(super) fn sink(offers: &Arc<Offers>, most: usize) -> Option<Self> {
+        Self::new(offers, Content::Sink(Arc::new(Mutex::new(Sink { bytes: Vec::new(), most }))))
+    }
+
+    fn new(offers: &Arc<Offers>, content: Content) -> Option<Self> {
         let mut table = offers.table();
         let free = table.slots.iter().position(Option::is_none).unwrap_or(table.slots.len());
         if free >= MAX_OFFERS {
@@ -97,14 +143,22 @@ impl Offer {
         let node = NodeId(FIRST_NODE + table.next);
         table.next += 1;
         if let Some(slot) = table.slots.get_mut(free) {
-            *slot = Some(Slot { name: name.clone(), node, bytes });
+            *slot = Some(Slot { name: name.clone(), node, content: content.clone() });
         }
-        Some(Self { offers: offers.clone(), slot: free, name })
+        Some(Self { offers: offers.clone(), slot: free, name, content })
     }
 
     /// Its name in the root of the file system.
     pub fn name(&self) -> &CStr {
         &self.name
+    }
+
+    /// Takes out what the guest has copied to it.
+    pub fn take(&self) -> Vec<u8> {
+        match &self.content {
+            Content::Source(_) => Vec::new(),
+            Content::Sink(sink) => std::mem::take(&mut lock(sink).bytes),
+        }
     }
 }
 

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::buffers::{Sink, Source};
+use super::buffers::{self, Source};
 use super::listing::Listing;
-use super::offers::Offers;
+use super::offers::{self, Offers, Sink};
 use super::spec::*;
 use super::wire::{Args, Body, Header};
 use crate::memory::GuestRam;
@@ -281,7 +281,7 @@ impl Session {
         }
     }
 
-    /// The answer to what is about an offer: it is found, opened and copied from, and nothing else.
+    /// The answer to what is about an offer: it is found, opened and copied from or to, and nothing else.
     fn offered(&self, r: &Request<'_>) -> Option<Result<Answer>> {
         let (node, mut a) = (r.header.node, r.args);
         match r.header.opcode {
@@ -298,8 +298,13 @@ impl Session {
                 Some(body(|b| _ = b.u64(0).u32(FOPEN_NOFLUSH).u32(0)))
             }
             op::COPY_FILE_RANGE => {
-                let bytes = self.offers.bytes(node)?;
-                let copied = self.copy_from(&bytes, a);
+                let to = NodeId(Args(a.0.get(16..)?).u64().ok()?);
+                let copied = match (self.offers.source(node), self.offers.sink(to)) {
+                    (Some(bytes), None) => self.copy_from(&bytes, a),
+                    (None, Some(sink)) => self.copy_to(node, &sink, a),
+                    (None, None) => return None,
+                    (Some(_), Some(_)) => Err(Errno::EINVAL),
+                };
                 Some(copied.and_then(|n| body(|b| _ = b.u32(n as u32).u32(0))))
             }
             _ => None,
@@ -321,6 +326,37 @@ impl Session {
                 Err(_) => break,
             }
         }
+        Ok(done)
+    }
+
+    /// What is copied to an offer goes behind what it has, and not beyond what it takes.
+    fn copy_to(&self, node: NodeId, sink: &Mutex<Sink>, mut a: Args<'_>) -> Result<usize> {
+        let (handle, offset) = (self.file(node, a.u64()?)?, a.u64()?);
+        let (_, _, to_offset, length) = (a.u64()?, a.u64()?, a.u64()?, a.u64()?);
+        let mut sink = offers::lock(sink);
+        let start = sink.bytes.len();
+        if to_offset != start as u64 {
+            return Err(Errno::EINVAL);
+        }
+        let room = sink.most.saturating_sub(start).min(MAX_COPY);
+        let length = usize::try_from(length).unwrap_or(usize::MAX).min(room);
+        let mut done = 0;
+        while done < length {
+            let part = (length - done).min(MAX_IO as usize);
+            let at = offset.checked_add(done as u64).ok_or(Errno::EINVAL)?;
+            match self.fs.read(node, handle, at, part as u32, &mut sink.bytes) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(e) if done == 0 => return Err(e),
+                Err(_) => break,
+            }
+            // Whatever a file system says, this is what there is.
+            let read = sink.bytes.len().saturating_sub(start).min(length);
+            if std::mem::replace(&mut done, read) == read {
+                break;
+            }
+        }
+        sink.bytes.truncate(start + done);
         Ok(done)
     }
 
@@ -419,7 +455,8 @@ impl Session {
         let mut a = r.args;
         let (handle, offset, size) = (self.file(r.header.node, a.u64()?)?, a.u64()?, a.u32()?);
         let size = size.min(MAX_IO).min(u32::try_from(r.room).unwrap_or(u32::MAX));
-        let mut sink = Sink { ram: r.ram, chain: r.chain, at: OUT_HEADER, end: OUT_HEADER + size as usize };
+        let mut sink =
+            buffers::Sink { ram: r.ram, chain: r.chain, at: OUT_HEADER, end: OUT_HEADER + size as usize };
         let n = self.fs.read(r.header.node, handle, offset, size, &mut sink)?;
         Ok(Answer::Written(n.min(size as usize)))
     }

@@ -578,3 +578,48 @@ fn an_offer_is_copied_from_and_nothing_else() {
     assert!(client.host.offer(Arc::default()).is_some());
     client.assert_well();
 }
+
+#[test]
+fn an_offer_is_copied_to_and_takes_no_more_than_it_says() {
+    let mut client = Client::memory();
+    let bytes: Vec<u8> = (0..3_000_000u32).map(|n| (n ^ (n >> 8)) as u8).collect();
+    let (from, handle) = client.create("f");
+    for (n, part) in bytes.chunks(1_000_000).enumerate() {
+        client.write(from, handle, n as u64 * 1_000_000, part).unwrap();
+    }
+    let offer = client.host.accept(2_500_000).unwrap();
+    let node = client.lookup(ROOT, offer.name().to_bytes()).unwrap();
+    client.call(op::OPEN, node, &words(&[1, 0])).unwrap();
+    let mut copy = |offset: u64, to: u64, to_offset: u64| {
+        let copy = quads(&[handle, offset, to, 0, to_offset, 1 << 40, 0]);
+        client.call(op::COPY_FILE_RANGE, from, &copy).map(|n| u64::from(u32_at(&n, 0)))
+    };
+    let mut done = 0;
+    while done < 2_500_000 {
+        let n = copy(100 + done, node, done).unwrap();
+        assert!((1..=2 << 20).contains(&n));
+        done += n;
+    }
+    // Full, and in no other order.
+    assert_eq!((done, copy(0, node, done)), (2_500_000, Ok(0)));
+    for odd in [0, 1, done - 1, done + 1, u64::MAX] {
+        assert_eq!(copy(0, node, odd), Err(EINVAL));
+    }
+    assert!(offer.take() == bytes[100..2_500_100]);
+    // At the file's end; from nowhere.
+    assert_eq!(copy(2_999_990, node, 0), Ok(10));
+    assert_eq!(copy(3_000_000, node, 10), Ok(0));
+    assert_eq!(offer.take(), bytes[2_999_990..]);
+    let forged = quads(&[handle + 1, 0, node, 0, 0, 10, 0]);
+    assert_eq!(client.call(op::COPY_FILE_RANGE, from, &forged), Err(EBADF));
+    // From one offer to another there is nothing to copy.
+    let source = client.host.offer(Arc::new(bytes)).unwrap();
+    let source_node = client.lookup(ROOT, source.name().to_bytes()).unwrap();
+    let between = quads(&[0, 0, node, 0, 0, 10, 0]);
+    assert_eq!(client.call(op::COPY_FILE_RANGE, source_node, &between), Err(EINVAL));
+    drop(offer);
+    let late = quads(&[handle, 0, node, 0, 0, 10, 0]);
+    assert!(client.call(op::COPY_FILE_RANGE, from, &late).is_err());
+    assert_eq!(client.write(node, 0, 0, b"x"), Err(EBADF));
+    client.assert_well();
+}
