@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 
-use super::accept::GuestListener;
+use super::accept::{GuestListener, listener_methods};
 use super::options::Way;
 use super::stream::{GuestStream, stream_methods};
 use crate::agent::protocol::net::{NO_LINGER, Opt};
@@ -174,17 +174,9 @@ enum ListenerInner {
     Guest(Arc<GuestListener>),
 }
 
-impl From<net::TcpListener> for TcpListener {
-    fn from(listener: net::TcpListener) -> Self {
-        TcpListener(ListenerInner::Host(listener))
-    }
-}
+listener_methods!(TcpListener, net::TcpListener);
 
 impl TcpListener {
-    pub(super) fn from_guest(listener: Listener) -> Self {
-        TcpListener(ListenerInner::Guest(Arc::new(GuestListener::new(listener))))
-    }
-
     /// Waits for the next connection and gives it and who made it.
     pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         match &self.0 {
@@ -217,26 +209,6 @@ impl TcpListener {
         }
     }
 
-    /// A new handle of the same socket.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(TcpListener(match &self.0 {
-            ListenerInner::Host(listener) => ListenerInner::Host(listener.try_clone()?),
-            ListenerInner::Guest(listener) => ListenerInner::Guest(listener.clone()),
-        }))
-    }
-
-    /// Has [`accept`](Self::accept) fail with [`WouldBlock`](io::ErrorKind::WouldBlock) instead of
-    /// waiting. In a guest one attempt stays under way then, and its connection is that of a later call.
-    pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
-        match &self.0 {
-            ListenerInner::Host(listener) => listener.set_nonblocking(nonblocking),
-            ListenerInner::Guest(listener) => {
-                listener.options.set_nonblocking(nonblocking);
-                Ok(())
-            }
-        }
-    }
-
     /// Sets how many hops packets of its connections live.
     pub fn set_ttl(&self, ttl: u32) -> io::Result<()> {
         match &self.0 {
@@ -250,14 +222,6 @@ impl TcpListener {
         match &self.0 {
             ListenerInner::Host(listener) => listener.ttl(),
             ListenerInner::Guest(listener) => listener.listener.get(Opt::Ttl),
-        }
-    }
-
-    /// The error that the socket has met with and not told yet.
-    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
-        match &self.0 {
-            ListenerInner::Host(listener) => listener.take_error(),
-            ListenerInner::Guest(listener) => listener.take_error(),
         }
     }
 }
