@@ -31,8 +31,6 @@ const MAX_STREAMS: usize = 8192;
 const BACKLOG: usize = 128;
 /// After how long what the kernel does not tell about is tried again.
 const RETRY: u64 = 2_000_000;
-/// How long a closed connection may take to send its last bytes.
-const LINGER: u64 = 30_000_000_000;
 /// The part of an epoll token that says that it is a socket's.
 pub(crate) const TOKEN: u64 = 3;
 
@@ -401,6 +399,14 @@ impl Net {
         if let (Entry::Datagrams(socket), Action::Shutdown(halves)) = (&mut *entry, action) {
             return socket.shutdown(*halves, cx).map(|()| 0);
         }
+        if let (Entry::Connection(connection, _), Action::Get(Opt::Linger) | Action::Set(Opt::Linger, _)) =
+            (&mut *entry, action)
+        {
+            if let Action::Set(_, seconds) = action {
+                connection.linger = *seconds;
+            }
+            return Ok(connection.linger);
+        }
         let fd = match entry {
             Entry::Connection(connection, _) => connection.fd().ok_or(sockets::ENOTCONN)?,
             Entry::Listener(listener) => &listener.fd,
@@ -468,7 +474,7 @@ impl Net {
                 }
                 self.unset_timer(key, connection.due.take());
                 if connection.close(reset, cx) {
-                    let at = sys::now() + LINGER;
+                    let at = sys::now() + connection.lingers();
                     connection.due = Some(at);
                     self.timers.insert((at, key));
                     self.entries.insert(key, Entry::Connection(connection, None));

@@ -25,7 +25,7 @@
 //! * [`Host`]: this process's own system behind the same traits, and [`Machine`]: all of them at once.
 //! * [`net`]: [`std::net`] where the guest is; ports of the host that lead into it, and out of it.
 //! * [`Error`]: what can go wrong with the machine as a whole. What goes wrong with something inside
-//!   it is an [`std::io::Error`], as in std.
+//!   it is an [`std::io::Error`], as in std, and [`raw_os_error`] has the guest's errno.
 //!
 //! Options come before the start, commands have pipes, and kinds of errors are std's:
 //!
@@ -99,6 +99,7 @@ pub mod sys;
 pub mod vfs;
 pub mod virtio;
 
+pub use agent::raw_os_error;
 pub use host::Host;
 pub use hypervisor::CpuModel;
 pub use instance::place::Machine;

@@ -12,14 +12,23 @@ use cc::{Instance, Source};
 
 use crate::{Report, Result, counted, median, milliseconds};
 
-pub(super) const NAMES: [&str; 5] =
-    ["net.rtt_us", "net.connect_us", "net.mb_s", "net.instructions_per_kib", "net.exposed_mb_s"];
+pub(super) const NAMES: [&str; 7] = [
+    "net.rtt_us",
+    "net.connect_us",
+    "net.mb_s",
+    "net.instructions_per_kib",
+    "net.exposed_mb_s",
+    "net.loopback_mb_s",
+    "net.exposed_vs_loopback",
+];
 
 const PORT: u16 = 7;
 /// Round trips, and connections.
 const TRIPS: usize = 500;
 /// MiB that go there and come back.
 const LARGE: usize = 32;
+/// Bytes of one read of the guest's client.
+const BLOCK: usize = 64 * 1024;
 /// Of the transfers the medians are taken.
 const ROUNDS: usize = 3;
 
@@ -71,12 +80,20 @@ pub(super) fn measure(report: &mut Report) -> Result<()> {
     report.add("net.instructions_per_kib", median(costs), "instr/KiB");
 
     let exposed = instance.expose(0, ("127.0.0.1", PORT))?;
-    let mut rates = Vec::new();
+    let (mut rates, mut inside, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    instance.write("/tmp/bytes", bytes())?;
     for _ in 0..ROUNDS {
         let conn = std::net::TcpStream::connect(exposed.local_addr())?;
-        rates.push(megabytes() / echo(&conn.into())?);
+        let rate = megabytes() / echo(&conn.into())?;
+        // In turn with the same between two programs of the guest, over its own loopback.
+        let loopback = megabytes() / within(&instance)?;
+        rates.push(rate);
+        inside.push(loopback);
+        ratios.push(rate / loopback);
     }
     report.add("net.exposed_mb_s", median(rates), "MB/s");
+    report.add("net.loopback_mb_s", median(inside), "MB/s");
+    report.add("net.exposed_vs_loopback", median(ratios), "x");
     drop(exposed);
     server.kill()?;
     server.wait()?;
@@ -88,9 +105,31 @@ fn megabytes() -> f64 {
     (LARGE << 20) as f64 / 1e6
 }
 
+fn bytes() -> Vec<u8> {
+    (0..LARGE << 20).map(|n| (n ^ (n >> 13)) as u8).collect()
+}
+
+/// A program of the guest sends the same bytes to the same server and takes them back; how many seconds that took.
+fn within(instance: &Instance) -> Result<f64> {
+    // As few calls of the kernel as the server makes: nc by itself would copy a KiB at a time.
+    let blocks = (LARGE << 20) / BLOCK;
+    let take = format!("dd of=/dev/null bs={BLOCK} count={blocks} iflag=fullblock");
+    instance.write("/tmp/client", format!("cat /tmp/bytes & {take} 2>/tmp/said; wait"))?;
+    let port = PORT.to_string();
+    let mut client = instance.command("busybox");
+    let start = Instant::now();
+    let status = client.args(["nc", "127.0.0.1", &port, "-e", "/bin/sh", "/tmp/client"]).status()?;
+    let seconds = start.elapsed().as_secs_f64();
+    let said = instance.read_to_string("/tmp/said")?;
+    if !status.success() || !said.contains(&format!("{blocks}+0 records in")) {
+        return Err(format!("the guest's client: {status}, {said}").into());
+    }
+    Ok(seconds)
+}
+
 /// Sends [`LARGE`] MiB and takes them back at the same time; how many seconds that took.
 fn echo(conn: &TcpStream) -> Result<f64> {
-    let bytes: Vec<u8> = (0..LARGE << 20).map(|n| (n ^ (n >> 13)) as u8).collect();
+    let bytes = bytes();
     let mut back = Vec::with_capacity(bytes.len());
     let start = Instant::now();
     thread::scope(|scope| {

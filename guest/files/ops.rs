@@ -169,6 +169,32 @@ pub(super) fn copy(from: &CStr, to: &CStr) -> Result<u64> {
     copy_bytes(&source, &target)
 }
 
+/// What the host offers is a file of its own making in the root, which can be copied from within that file system and
+/// not be read. So this fails for what lies elsewhere, with nothing copied.
+pub(super) fn take(path: &CStr, to: i32, at: u64, len: u64) -> Result<u64> {
+    let offer = paths::open_at(HERE, path, O_RDONLY, 0)?;
+    copy_all(len, |done, left| paths::copy_range_at(offer.raw(), done, to, at.saturating_add(done), left))
+}
+
+/// The other way.
+pub(super) fn give(path: &CStr, from: i32, at: u64, len: u64) -> Result<u64> {
+    let offer = paths::open_at(HERE, path, O_WRONLY, 0)?;
+    copy_all(len, |done, left| paths::copy_range_at(from, at.saturating_add(done), offer.raw(), done, left))
+}
+
+fn copy_all(len: u64, mut copy: impl FnMut(u64, usize) -> Result<usize>) -> Result<u64> {
+    let mut done = 0;
+    while done < len {
+        match copy(done, usize::try_from(len - done).unwrap_or(usize::MAX)) {
+            Ok(0) => break,
+            Ok(n) => done += n as u64,
+            Err(e) if done == 0 => return Err(e),
+            Err(_) => break,
+        }
+    }
+    Ok(done)
+}
+
 fn copy_bytes(source: &Fd, target: &Fd) -> Result<u64> {
     const AT_ONCE: usize = 1 << 30;
     let mut copied = 0u64;

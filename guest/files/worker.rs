@@ -152,6 +152,8 @@ fn perform(request: &Request<'_>, files: Files, out: &mut Answer) -> Result<()> 
         Request::ReadLink(path) => ops::read_link(path, out)?,
         Request::Resolve(path) => ops::resolve(path, out)?,
         Request::Copy(from, to) => put_u64(ops::copy(from, to)?, out),
+        Request::Give(path, fd, at, len) => put_u64(ops::give(path, files.check(fd)?, at, len)?, out),
+        Request::Take(path, fd, at, len) => put_u64(ops::take(path, files.check(fd)?, at, len)?, out),
     }
     Ok(())
 }

@@ -8,7 +8,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use crate::protocol::net::{Event, Halves};
+use crate::protocol::net::{Event, Halves, NO_LINGER};
 use crate::protocol::{self, Channel, Error, MAX_DATA, Message, WINDOW};
 use crate::stream::{Context, SEND_HIGH};
 use crate::sys::net::{self as sockets, SockAddr};
@@ -16,6 +16,9 @@ use crate::sys::{self, EPOLLIN, EPOLLOUT, Errno, Fd};
 
 /// Reads from one connection in a row, for fairness.
 const ROUNDS: usize = 8;
+
+/// Seconds a closed connection has to send what it was given, where nothing else was said.
+const LINGER: u32 = 30;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -58,6 +61,8 @@ pub(crate) struct Connection {
     watched: u32,
     /// When to try again to connect, or to linger no longer.
     pub(crate) due: Option<u64>,
+    /// Seconds to linger, or [`NO_LINGER`].
+    pub(crate) linger: u32,
 }
 
 impl Connection {
@@ -78,6 +83,7 @@ impl Connection {
             read_done: false,
             watched: 0,
             due: None,
+            linger: NO_LINGER,
         }
     }
 
@@ -320,6 +326,7 @@ impl Connection {
 
     /// The host wants no more of it. Says whether it is to be kept until what is queued has been sent.
     pub(crate) fn close(&mut self, reset: bool, cx: &mut Context<'_>) -> bool {
+        let reset = reset || self.linger == 0;
         if let Some(fd) = self.fd.as_ref().filter(|_| reset) {
             sockets::reset_on_close(fd);
         }
@@ -330,6 +337,12 @@ impl Connection {
         self.ending = true;
         self.flush(cx);
         !self.is_over()
+    }
+
+    /// How long what is queued may take to be sent once it is closed, in nanoseconds.
+    pub(crate) fn lingers(&self) -> u64 {
+        let seconds = if self.linger == NO_LINGER { LINGER } else { self.linger };
+        u64::from(seconds) * 1_000_000_000
     }
 
     /// Whether nothing more is to be done.

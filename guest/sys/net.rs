@@ -199,6 +199,9 @@ fn level_and_name(fd: &Fd, opt: Opt) -> Result<(usize, usize)> {
         Opt::MulticastLoopV6 => (IPPROTO_IPV6, 19),
         Opt::Error => (SOL_SOCKET, 4),
         Opt::OnlyV6 => (IPPROTO_IPV6, 26),
+        Opt::QuickAck => (IPPROTO_TCP, 12),
+        // The agent's own: the kernel would have it wait in close.
+        Opt::Linger => return Err(super::EINVAL),
     })
 }
 

@@ -284,3 +284,12 @@ pub(crate) fn copy_range(from: &Fd, to: &Fd, len: usize) -> Result<usize> {
     // SAFETY: no offsets are given, so no pointers.
     retry(|| unsafe { call6(nr::COPY_FILE_RANGE, [arg(from.0), 0, arg(to.0), 0, len, 0]) })
 }
+
+/// Copies at most `len` bytes within the kernel, between these offsets.
+pub(crate) fn copy_range_at(from: i32, mut at: u64, to: i32, mut to_at: u64, len: usize) -> Result<usize> {
+    // SAFETY: the kernel reads and writes two offsets.
+    retry(|| unsafe {
+        let (at, to_at) = (&raw mut at as usize, &raw mut to_at as usize);
+        call6(nr::COPY_FILE_RANGE, [arg(from), at, arg(to), to_at, len, 0])
+    })
+}

@@ -1,6 +1,8 @@
 //! Error numbers of the guest's kernel as errors of the host.
 
+use std::error::Error;
 use std::ffi::CStr;
+use std::fmt;
 use std::io::{self, ErrorKind};
 
 use super::protocol::Obstacle;
@@ -54,6 +56,59 @@ pub(super) fn kind(errno: i32) -> ErrorKind {
         122 => ErrorKind::QuotaExceeded,
         _ => ErrorKind::Other,
     }
+}
+
+/// What failed, on what, and how. The message says all of it, so there is no source.
+#[derive(Debug)]
+struct Named {
+    what: String,
+    source: io::Error,
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.source)
+    }
+}
+
+impl Error for Named {}
+
+/// Has an error say what was being done. Its kind stays, and [`raw_os_error`] finds its number.
+pub fn named(what: impl fmt::Display, source: io::Error) -> io::Error {
+    io::Error::new(source.kind(), Named { what: what.to_string(), source })
+}
+
+/// The error number of the system that an operation failed on: the guest's, or the host's own.
+///
+/// An error of a guest's file, command or socket may also say what failed, and std has no room for that
+/// beside the number: [`io::Error::raw_os_error`] is `None` then, and this finds it. `None` for errors
+/// without a number, such as that the machine has ended.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let instance = cc::Instance::new(cc::Source::busybox()?)?;
+/// const EXDEV: i32 = 18;
+/// match instance.rename("/tmp/a", "/a") {
+///     Err(e) if cc::raw_os_error(&e) == Some(EXDEV) => println!("on another file system"),
+///     _ => {}
+/// }
+/// let refused = instance.connect_tcp("127.0.0.1:1").unwrap_err();
+/// assert_eq!(cc::raw_os_error(&refused), Some(111));
+/// # Ok(()) }
+/// ```
+pub fn raw_os_error(error: &io::Error) -> Option<i32> {
+    if let Some(number) = error.raw_os_error() {
+        return Some(number);
+    }
+    let mut next: Option<&(dyn Error + 'static)> = error.get_ref().map(|e| e as &(dyn Error + 'static));
+    while let Some(error) = next {
+        let inner = error.downcast_ref::<Named>().map(|named| &named.source);
+        if let Some(number) = inner.or(error.downcast_ref::<io::Error>()).and_then(raw_os_error) {
+            return Some(number);
+        }
+        next = error.source();
+    }
+    None
 }
 
 /// An error that says more than its number; the number's own error is its source.

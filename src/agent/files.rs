@@ -14,6 +14,7 @@ mod connection;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::CStr;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -40,12 +41,41 @@ pub trait Connection: Send + Sync + std::fmt::Debug {
     fn send(&self, bytes: &[u8]) -> io::Result<()>;
     /// Whether it has not ended, as far as is known without waiting.
     fn is_open(&self) -> bool;
+    /// Waits until [`receive`](Connection::receive) would not wait; false when the guest stands still before that.
+    fn wait(&self) -> bool {
+        true
+    }
 }
 
 /// How a guest's ports are connected to.
 pub trait Dial: Send + Sync + std::fmt::Debug {
     /// Connects to a port of the guest.
     fn dial(&self, port: u32) -> io::Result<Box<dyn Connection>>;
+
+    /// Whether the guest stands still, so that it answers nothing for now.
+    fn stands_still(&self) -> bool {
+        false
+    }
+
+    /// Has the guest's root hold a file with these bytes. `None` where that cannot be.
+    fn offer(&self, bytes: Arc<Vec<u8>>) -> Option<Box<dyn Offer>> {
+        let _ = bytes;
+        None
+    }
+
+    /// Has the guest's root hold a file that takes so many bytes. `None` where that cannot be.
+    fn accept(&self, most: usize) -> Option<Box<dyn Offer>> {
+        let _ = most;
+        None
+    }
+}
+
+/// A file in the guest's root that the guest can copy from or to and nobody sees, for as long as this lives.
+pub trait Offer: Send + std::fmt::Debug {
+    /// Its absolute path.
+    fn path(&self) -> &CStr;
+    /// Takes out what was copied to it.
+    fn take(&self) -> Vec<u8>;
 }
 
 /// All operations on a guest's files. Many threads may use one.
@@ -72,9 +102,18 @@ struct Live {
     port: u32,
     control: Box<dyn Connection>,
     idle: Vec<Worker>,
+    /// Workers that were told to close files while the guest stood still, and have not answered.
+    closing: Vec<Worker>,
+    /// Those of [`closing`](Live::closing) whose answers somebody takes now.
+    settling: usize,
+    /// Files to be closed for which there was no worker.
+    unclosed: Vec<i32>,
     /// All workers, idle or not.
     count: usize,
 }
+
+/// Closes that one worker may owe.
+const MAX_CLOSES: usize = 4096;
 
 impl Files {
     /// Nothing is said to the guest before the first lease.
@@ -88,12 +127,73 @@ impl Files {
         self.lease_of(None, MAX_WORKERS)
     }
 
+    /// As [`Dial::offer`].
+    pub fn offer(&self, bytes: Arc<Vec<u8>>) -> Option<Box<dyn Offer>> {
+        self.dial.offer(bytes)
+    }
+
+    /// As [`Dial::accept`].
+    pub fn accept(&self, most: usize) -> Option<Box<dyn Offer>> {
+        self.dial.accept(most)
+    }
+
     /// Workers now, idle or not.
     pub fn workers(&self) -> usize {
         lock(&self.pool).live.as_ref().map_or(0, |live| live.count)
     }
 
     fn lease_of(&self, session: Option<u64>, most: usize) -> io::Result<Lease<'_>> {
+        self.settle();
+        let (mut lease, unclosed) = self.lease_now(session, most)?;
+        for fd in unclosed {
+            lease.send(&Request::Close(fd))?;
+        }
+        lease.drain();
+        Ok(lease)
+    }
+
+    /// What was closed while the guest stood still is closed before anything else is done.
+    fn settle(&self) {
+        let mut pool = lock(&self.pool);
+        while let Some(live) = &mut pool.live {
+            let Some(worker) = live.closing.pop() else {
+                if live.settling == 0 {
+                    return;
+                }
+                pool = self.freed.wait(pool).unwrap_or_else(|e| e.into_inner());
+                continue;
+            };
+            live.settling += 1;
+            let id = live.id;
+            drop(pool);
+            let mut lease = Lease::new(self, id, worker);
+            lease.drain();
+            drop(lease);
+            pool = lock(&self.pool);
+            if let Some(live) = pool.live.as_mut().filter(|live| live.id == id) {
+                live.settling -= 1;
+            }
+            self.freed.notify_all();
+        }
+    }
+
+    /// Has a file closed as soon as the guest goes on, and does not wait for that.
+    fn close_later(&self, session: u64, fd: i32) {
+        let mut pool = lock(&self.pool);
+        let Some(live) = pool.live.as_mut().filter(|live| live.id == session) else { return };
+        let roomy = live.closing.last().is_some_and(|worker| worker.owed() < MAX_CLOSES);
+        let worker = if roomy { live.closing.pop() } else { live.idle.pop() };
+        match worker {
+            None => live.unclosed.push(fd),
+            Some(mut worker) => match worker.send(&Request::Close(fd)) {
+                Ok(()) => live.closing.push(worker),
+                Err(_) => live.count -= 1,
+            },
+        }
+    }
+
+    /// A worker, and what it has to close first.
+    fn lease_now(&self, session: Option<u64>, most: usize) -> io::Result<(Lease<'_>, Vec<i32>)> {
         let mut pool = lock(&self.pool);
         loop {
             if pool.live.as_ref().is_some_and(|live| !live.control.is_open()) {
@@ -114,7 +214,8 @@ impl Files {
             };
             while let Some(worker) = live.idle.pop() {
                 if worker.is_open() {
-                    return Ok(Lease::new(self, live.id, worker));
+                    let unclosed = std::mem::take(&mut live.unclosed);
+                    return Ok((Lease::new(self, live.id, worker), unclosed));
                 }
                 live.count -= 1;
             }
@@ -123,7 +224,7 @@ impl Files {
                 let (id, port) = (live.id, live.port);
                 drop(pool);
                 return match self.dial.dial(port) {
-                    Ok(connection) => Ok(Lease::new(self, id, Worker::new(connection))),
+                    Ok(connection) => Ok((Lease::new(self, id, Worker::new(connection)), Vec::new())),
                     Err(_) => {
                         self.lose(id);
                         Err(self.broken("the guest's file service has ended"))
@@ -144,16 +245,33 @@ impl Files {
             }
             let control = self.dial.dial(port).map_err(|e| self.client.ending().unwrap_or(e))?;
             pool.next_session += 1;
-            return Ok(Live { id: pool.next_session, port, control, idle: Vec::new(), count: 0 });
+            return Ok(Live {
+                id: pool.next_session,
+                port,
+                control,
+                idle: Vec::new(),
+                closing: Vec::new(),
+                settling: 0,
+                unclosed: Vec::new(),
+                count: 0,
+            });
         }
         Err(io::Error::new(io::ErrorKind::AddrInUse, "the guest has no port for its files"))
     }
 
     /// A worker is idle again.
-    fn release(&self, session: u64, worker: Worker) {
+    fn release(&self, session: u64, mut worker: Worker) {
         let mut pool = lock(&self.pool);
         if let Some(live) = pool.live.as_mut().filter(|live| live.id == session) {
-            if live.idle.len() < KEEP {
+            // Not more than it takes without waiting.
+            let due = live.unclosed.len().min(MAX_CLOSES);
+            if due > 0 {
+                let sent = live.unclosed.drain(..due).try_for_each(|fd| worker.send(&Request::Close(fd)));
+                match sent {
+                    Ok(()) => live.closing.push(worker),
+                    Err(_) => live.count -= 1,
+                }
+            } else if live.idle.len() < KEEP {
                 live.idle.push(worker);
             } else {
                 live.count -= 1;
@@ -161,6 +279,13 @@ impl Files {
         }
         drop(pool);
         self.freed.notify_all();
+    }
+
+    /// A worker has answers to give that nobody waits for now.
+    fn leave(&self, session: u64, worker: Worker) {
+        if let Some(live) = lock(&self.pool).live.as_mut().filter(|live| live.id == session) {
+            live.closing.push(worker);
+        }
     }
 
     /// A worker is no more.
@@ -212,10 +337,19 @@ impl Handle {
 
 impl Drop for Handle {
     /// Waits until it is closed: what comes next may count on that (a program that was written is started, a lock is
-    /// free).
+    /// free). While the guest stands still nothing comes next, and this does not wait.
     fn drop(&mut self) {
-        if let Ok(mut lease) = self.files.lease_of(Some(self.session), MAX_WORKERS + MAX_CLOSERS) {
-            let _ = lease.call(&Request::Close(self.fd));
+        if self.files.dial.stands_still() {
+            return self.files.close_later(self.session, self.fd);
+        }
+        if let Ok(mut lease) = self.files.lease_of(Some(self.session), MAX_WORKERS + MAX_CLOSERS)
+            && lease.send(&Request::Close(self.fd)).is_ok()
+        {
+            if lease.wait() {
+                let _ = lease.answer();
+            } else {
+                lease.leave();
+            }
         }
     }
 }

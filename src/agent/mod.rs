@@ -22,7 +22,7 @@ pub(crate) mod testing;
 mod tests;
 
 pub use client::{Client, Helper, Watch};
-pub use errno::guest_error;
+pub use errno::{guest_error, named, raw_os_error};
 pub use sockets::{Connection, Datagrams, Failure, Listener, Name, Place, Until, Waker, look_up};
 pub use stream::{Collected, Output, Stream};
 

@@ -31,7 +31,7 @@ pub use renew::Renewal;
 pub use root::{File, Mount, Root};
 
 /// Version of this protocol. Both sides must have the same: the library carries its own agent.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 /// The vsock port on the host (CID 2) that the agent connects to.
 pub const PORT: u32 = 1024;
 /// Bytes of a frame before its payload.

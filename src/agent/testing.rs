@@ -162,3 +162,40 @@ impl Dial for Fake {
         Ok(Box::new(Socket(ours)))
     }
 }
+
+/// An agent to whose every request the answer is an errno.
+pub(crate) fn refusing(errno: i32) -> Arc<Client> {
+    use super::protocol::Obstacle;
+    use super::protocol::net::{Event, Reason, Request};
+
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    std::thread::spawn(move || -> io::Result<()> {
+        let mut out = Vec::new();
+        Message::Hello(VERSION).encode(0, &mut out);
+        theirs.write_all(&out)?;
+        let mut decoder = Decoder::new();
+        loop {
+            let n = theirs.read(decoder.spare().unwrap())?;
+            if n == 0 {
+                return Ok(());
+            }
+            decoder.advance(n);
+            while let Some(frame) = decoder.next().unwrap() {
+                out.clear();
+                match Message::decode(&frame).unwrap() {
+                    Message::Socket(Request::Close(_)) | Message::Hello(_) => continue,
+                    Message::Socket(_) => {
+                        Message::SocketEvent(Event::Failed(Reason::System, errno))
+                            .encode(frame.stream, &mut out);
+                    }
+                    Message::Spawn(_) => {
+                        Message::SpawnFailed(errno, Obstacle::Program).encode(frame.stream, &mut out);
+                    }
+                    other => panic!("{other:?}"),
+                }
+                theirs.write_all(&out)?;
+            }
+        }
+    });
+    Client::connect(ours.try_clone().unwrap(), ours, Duration::from_secs(30)).unwrap()
+}

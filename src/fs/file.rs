@@ -91,6 +91,19 @@ impl File {
         }
     }
 
+    /// Sets user and group that own it; `None` leaves one as it is.
+    ///
+    /// This corresponds to [`std::os::unix::fs::fchown`].
+    pub fn chown(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        match &self.0 {
+            Inner::Host(file) => std::os::unix::fs::fchown(file, uid, gid),
+            Inner::Guest(file) => {
+                let (uid, gid) = (uid.unwrap_or(u32::MAX), gid.unwrap_or(u32::MAX));
+                file.call("set owner of", &Request::Chown(Target::File(file.fd()), uid, gid)).map(drop)
+            }
+        }
+    }
+
     /// Sets its times.
     pub fn set_times(&self, times: FileTimes) -> io::Result<()> {
         match &self.0 {
@@ -365,11 +378,6 @@ impl GuestFile {
 
     fn write_all_at(&self, bytes: &[u8], at: Option<u64>) -> io::Result<()> {
         self.with("write", |lease| write_chunks(lease, self.fd(), bytes, at))
-    }
-
-    /// Writes all; errors say nothing of the file.
-    pub(super) fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
-        write_chunks(&mut self.handle.lease()?, self.fd(), bytes, None)
     }
 
     /// Reads what is left; errors say nothing of the file.

@@ -6,8 +6,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::bulk;
 use super::error::Context;
-use super::file::GuestFile;
+use super::file::{GuestFile, write_chunks};
 use super::{File, FileTimes, Metadata, OpenOptions, Permissions};
 use crate::agent::files::{Files, Handle, Lease};
 use crate::agent::guest_error;
@@ -122,8 +123,22 @@ impl Guest {
             let answer = lease.call(&Request::Open(&name, O_CREAT_TRUNC | 1, 0o666))?;
             let (fd, mode) = opened(&mut lease, &answer)?;
             let handle = Handle::adopt(&self.files, &lease, fd);
+            let mut done = 0;
+            if mode & S_IFMT == S_IFREG {
+                done = bulk::give(&self.files, &mut lease, fd, 0, |buffer, at| {
+                    let rest = usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
+                    let len = rest.len().min(buffer.len());
+                    buffer.clear();
+                    buffer.extend_from_slice(&rest[..len]);
+                    Ok(())
+                })?;
+            }
+            let rest = usize::try_from(done).ok().and_then(|done| bytes.get(done..)).unwrap_or_default();
+            // A pipe has no offsets.
+            let at = (mode & S_IFMT == S_IFREG).then_some(done);
+            let written = write_chunks(&mut lease, handle.fd(), rest, at);
             drop(lease);
-            GuestFile::new(handle, path, mode & S_IFMT == S_IFREG).write_all(bytes)
+            written
         };
         write().at("write", path)
     }

@@ -35,6 +35,7 @@
 //! [`BrokenPipe`](std::io::ErrorKind::BrokenPipe) says that something in the guest killed the process that did the work
 //! or held the file open.
 
+mod bulk;
 mod dir;
 mod error;
 mod file;
@@ -49,8 +50,8 @@ mod temp;
 mod tests;
 mod transfer;
 
+pub use crate::agent::raw_os_error;
 pub use dir::{DirEntry, ReadDir};
-pub use error::raw_os_error;
 pub use file::File;
 pub use metadata::{FileTimes, FileType, Metadata, Permissions};
 pub use operations::Fs;

@@ -268,3 +268,106 @@ fn both_are_alike_behind_a_reference() {
     sent::<ReadDir>();
     sent::<DirEntry>();
 }
+
+/// Every number that Linux has, as the answer to every operation.
+#[test]
+fn every_errno_of_every_operation_has_the_kind_of_std() {
+    use std::io;
+    use std::sync::atomic::{AtomicI32, Ordering};
+
+    use crate::agent::protocol::files::{Request, answer_header};
+
+    let errno = Arc::new(AtomicI32::new(0));
+    let say = errno.clone();
+    let files = crate::agent::testing::files_of(move |_, mut socket| {
+        let mut bytes = Vec::new();
+        let mut more = [0; 4096];
+        while let Ok(n @ 1..) = socket.read(&mut more) {
+            bytes.extend_from_slice(&more[..n]);
+            while let Some((id, request, len)) = Request::decode(&bytes).unwrap() {
+                let (errno, open) = (say.load(Ordering::SeqCst), matches!(request, Request::Open(..)));
+                let payload: &[u8] = if errno == 0 && open { &[7, 0, 0, 0, 0, 0x80, 0, 0] } else { b"" };
+                let answer = [&answer_header(payload.len(), id, errno)[..], payload].concat();
+                let _ = socket.write_all(&answer);
+                bytes.drain(..len);
+            }
+        }
+    });
+    let fs = FileSystem::of_guest(files, None);
+    let file = Fs::open(&fs, "/open").unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let (local, gone) = (scratch.path().join("local"), scratch.path().join("gone"));
+    std::fs::write(&local, b"x").unwrap();
+    type Operation<'a> = (&'a str, Box<dyn Fn() -> io::Result<()> + 'a>);
+    macro_rules! operations {
+        ($($path:literal: $call:expr;)*) => { vec![$(($path, Box::new(|| $call.map(drop)))),*] };
+    }
+    let mode = || Permissions::from_mode(0o600);
+    let operations: Vec<Operation<'_>> = operations! {
+        "/a": Fs::open(&fs, "/a");
+        "/a": Fs::create(&fs, "/a");
+        "/a": Fs::create_new(&fs, "/a");
+        "/a": fs.read("/a");
+        "/a": Fs::read_to_string(&fs, "/a");
+        "/a": fs.write("/a", b"x");
+        "/a": fs.write("/a", vec![0; 400_000]);
+        "/a": fs.metadata("/a");
+        "/a": Fs::symlink_metadata(&fs, "/a");
+        "/a": Fs::create_dir(&fs, "/a");
+        "/a": Fs::create_dir_all(&fs, "/a");
+        "/a": Fs::read_dir(&fs, "/a");
+        "/a": Fs::remove_file(&fs, "/a");
+        "/a": Fs::remove_dir(&fs, "/a");
+        "/a": Fs::remove_dir_all(&fs, "/a");
+        "/a": Fs::rename(&fs, "/a", "/b");
+        "/a": Fs::copy(&fs, "/a", "/b");
+        "/a": Fs::hard_link(&fs, "/a", "/b");
+        "/b": Fs::symlink(&fs, "/a", "/b");
+        "/a": Fs::read_link(&fs, "/a");
+        "/a": Fs::canonicalize(&fs, "/a");
+        "/a": Fs::set_permissions(&fs, "/a", mode());
+        "/a": Fs::set_times(&fs, "/a", FileTimes::new().set_modified(std::time::UNIX_EPOCH));
+        "/a": Fs::chown(&fs, "/a", Some(1), None);
+        "/a": Fs::lchown(&fs, "/a", Some(1), None);
+        "/a": Fs::copy_in(&fs, &local, "/a");
+        "/a": Fs::copy_out(&fs, "/a", &gone);
+        "/open": (&file).read(&mut [0; 4]);
+        "/open": (&file).write(b"x");
+        "/open": (&file).write_all(&[0; 400_000]);
+        "/open": std::io::Seek::seek(&mut &file, std::io::SeekFrom::End(0));
+        "/open": (&file).read_to_end(&mut Vec::new());
+        "/open": file.read_at(&mut [0; 4], 1);
+        "/open": file.write_at(b"x", 1);
+        "/open": file.metadata();
+        "/open": file.sync_all();
+        "/open": file.sync_data();
+        "/open": file.set_len(1);
+        "/open": file.set_permissions(mode());
+        "/open": file.set_modified(std::time::UNIX_EPOCH);
+        "/open": file.chown(Some(1), None);
+        "/open": file.try_clone();
+        "/open": file.lock();
+        "/open": file.lock_shared();
+        "/open": file.unlock();
+    };
+    const EINTR: i32 = 4;
+    for number in 1..=133 {
+        errno.store(number, Ordering::SeqCst);
+        for (n, (path, operation)) in operations.iter().enumerate() {
+            // `write_all` and `read_to_end` would try again for ever, as std's do.
+            if number == EINTR && operations[n].0 == "/open" {
+                continue;
+            }
+            let what = format!("operation {n} of {path}, errno {number}");
+            let error = operation().expect_err(&what);
+            assert_eq!(error.kind(), io::Error::from_raw_os_error(number).kind(), "{what}: {error}");
+            assert_eq!(raw_os_error(&error), Some(number), "{what}: {error}");
+            assert!(error.to_string().contains(&format!("{path:?}")), "{what}: {error}");
+        }
+        let tried = file.try_lock().unwrap_err();
+        match tried {
+            std::fs::TryLockError::WouldBlock => assert_eq!(number, 11),
+            std::fs::TryLockError::Error(error) => assert_eq!(raw_os_error(&error), Some(number)),
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Files of an instance: [`std::fs`]'s functions as methods, and how its workers are reached.
 
+use std::ffi::{CStr, CString};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,13 +8,14 @@ use std::time::Duration;
 
 use super::Instance;
 use crate::agent::Client;
-use crate::agent::files::{Connection, Dial, Files};
+use crate::agent::files::{Connection, Dial, Files, Offer};
 use crate::fs::{
     DirBuilder, File, FileSystem, FileTimes, Fs, Metadata, OpenOptions, Permissions, ReadDir, TempDir,
     operations,
 };
 use crate::machine::Machine;
 use crate::process::Defaults;
+use crate::virtio::fs::{self, FsHost};
 use crate::virtio::vsock::{VsockHost, VsockStream};
 
 /// How long a guest may take to accept a connection that it has said it will accept. A machine that is paused
@@ -21,17 +23,57 @@ use crate::virtio::vsock::{VsockHost, VsockStream};
 const CONNECT: Duration = Duration::from_secs(600);
 
 pub(super) fn file_system(machine: &Machine, client: &Arc<Client>, defaults: &Defaults) -> FileSystem {
-    let ports = Ports(machine.board().vsock().clone());
+    let board = machine.board();
+    let ports = Ports { vsock: board.vsock().clone(), root: board.file_systems().first().cloned() };
     let files = Files::new(client.clone(), ports);
     FileSystem::of_guest(Arc::new(files), defaults.current_dir.clone())
 }
 
 #[derive(Debug)]
-struct Ports(VsockHost);
+struct Ports {
+    vsock: VsockHost,
+    /// The device with the root behind it.
+    root: Option<FsHost>,
+}
 
 impl Dial for Ports {
     fn dial(&self, port: u32) -> io::Result<Box<dyn Connection>> {
-        Ok(Box::new(Worker(self.0.connect(port, Some(CONNECT))?)))
+        Ok(Box::new(Worker(self.vsock.connect(port, Some(CONNECT))?)))
+    }
+
+    fn stands_still(&self) -> bool {
+        self.vsock.is_paused()
+    }
+
+    fn offer(&self, bytes: Arc<Vec<u8>>) -> Option<Box<dyn Offer>> {
+        InRoot::of(self.root.as_ref()?.offer(bytes)?)
+    }
+
+    fn accept(&self, most: usize) -> Option<Box<dyn Offer>> {
+        InRoot::of(self.root.as_ref()?.accept(most)?)
+    }
+}
+
+#[derive(Debug)]
+struct InRoot {
+    path: CString,
+    offer: fs::Offer,
+}
+
+impl InRoot {
+    fn of(offer: fs::Offer) -> Option<Box<dyn Offer>> {
+        let path = CString::new([b"/", offer.name().to_bytes()].concat()).ok()?;
+        Some(Box::new(InRoot { path, offer }))
+    }
+}
+
+impl Offer for InRoot {
+    fn path(&self) -> &CStr {
+        &self.path
+    }
+
+    fn take(&self) -> Vec<u8> {
+        self.offer.take()
     }
 }
 
@@ -49,6 +91,10 @@ impl Connection for Worker {
 
     fn is_open(&self) -> bool {
         self.0.is_open()
+    }
+
+    fn wait(&self) -> bool {
+        self.0.wait_readable()
     }
 }
 

@@ -44,3 +44,50 @@ impl GuestListener {
         Ok((errno != 0).then(|| guest_error(errno as i32)))
     }
 }
+
+/// What every kind of listener has. `$host` is std's type.
+macro_rules! listener_methods {
+    ($name:ident, $host:ty) => {
+        impl $name {
+            pub(super) fn from_guest(listener: Listener) -> Self {
+                $name(ListenerInner::Guest(Arc::new(GuestListener::new(listener))))
+            }
+
+            /// A new handle of the same socket.
+            pub fn try_clone(&self) -> io::Result<Self> {
+                Ok($name(match &self.0 {
+                    ListenerInner::Host(listener) => ListenerInner::Host(listener.try_clone()?),
+                    ListenerInner::Guest(listener) => ListenerInner::Guest(listener.clone()),
+                }))
+            }
+
+            /// Has [`accept`](Self::accept) fail with [`WouldBlock`](io::ErrorKind::WouldBlock) instead of
+            /// waiting. In a guest one attempt stays under way then, and its connection is that of a later call.
+            pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+                match &self.0 {
+                    ListenerInner::Host(listener) => listener.set_nonblocking(nonblocking),
+                    ListenerInner::Guest(listener) => {
+                        listener.options.set_nonblocking(nonblocking);
+                        Ok(())
+                    }
+                }
+            }
+
+            /// The error that the socket has met with and not told yet.
+            pub fn take_error(&self) -> io::Result<Option<io::Error>> {
+                match &self.0 {
+                    ListenerInner::Host(listener) => listener.take_error(),
+                    ListenerInner::Guest(listener) => listener.take_error(),
+                }
+            }
+        }
+
+        impl From<$host> for $name {
+            fn from(listener: $host) -> Self {
+                $name(ListenerInner::Host(listener))
+            }
+        }
+    };
+}
+
+pub(super) use listener_methods;

@@ -36,7 +36,6 @@ mod accept;
 mod addr;
 mod datagram;
 mod end;
-mod error;
 mod host;
 mod options;
 mod place;
@@ -54,11 +53,11 @@ pub use std::net::{
     AddrParseError, IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, SocketAddrV4, SocketAddrV6,
 };
 
+pub use crate::agent::raw_os_error;
 pub use addr::{SocketAddrs, ToSocketAddrs};
-pub use error::raw_os_error;
 pub use place::{End, LocalAddr, Net};
 pub use relay::Exposed;
-pub use tcp::{Incoming, TcpListener, TcpStream};
+pub use tcp::{Incoming, IntoIncoming, TcpListener, TcpStream};
 pub use udp::UdpSocket;
 pub use unix::{UnixIncoming, UnixListener, UnixStream};
 pub use unix_addr::UnixSocketAddr;

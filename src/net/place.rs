@@ -5,13 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::error::named;
 use super::relay::Exposed;
 use super::{
     SocketAddr, SocketAddrs, TcpListener, TcpStream, ToSocketAddrs, UdpSocket, UnixDatagram, UnixListener,
     UnixSocketAddr, UnixStream,
 };
-use crate::agent::Client;
+use crate::agent::{Client, named};
 
 /// Where sockets are made, for what works with them from several threads.
 #[derive(Debug, Clone)]
@@ -49,37 +48,37 @@ pub trait Net {
 
     /// As [`connect_tcp`](Net::connect_tcp), or as [`connect_tcp_timeout`](Net::connect_tcp_timeout).
     fn tcp_connection(&self, to: &SocketAddrs, timeout: Option<Duration>) -> io::Result<TcpStream> {
-        self.end().tcp_connection(to, timeout).map_err(|e| named("connect to", to, e))
+        self.end().tcp_connection(to, timeout).map_err(|e| named(format_args!("connect to {to}"), e))
     }
 
     /// As [`listen_tcp`](Net::listen_tcp).
     fn tcp_listener(&self, at: &SocketAddrs) -> io::Result<TcpListener> {
-        self.end().tcp_listener(at).map_err(|e| named("listen at", at, e))
+        self.end().tcp_listener(at).map_err(|e| named(format_args!("listen at {at}"), e))
     }
 
     /// As [`bind_udp`](Net::bind_udp).
     fn udp_socket(&self, at: &SocketAddrs) -> io::Result<UdpSocket> {
-        self.end().udp_socket(at).map_err(|e| named("bind a socket to", at, e))
+        self.end().udp_socket(at).map_err(|e| named(format_args!("bind a socket to {at}"), e))
     }
 
     /// As [`lookup_host`](Net::lookup_host).
     fn addresses(&self, of: &SocketAddrs) -> io::Result<Vec<SocketAddr>> {
-        self.end().addresses(of).map_err(|e| named("look up", of, e))
+        self.end().addresses(of).map_err(|e| named(format_args!("look up {of}"), e))
     }
 
     /// As [`connect_unix`](Net::connect_unix), for any kind of address.
     fn unix_connection(&self, to: &UnixSocketAddr) -> io::Result<UnixStream> {
-        self.end().unix_connection(to).map_err(|e| named("connect to", format_args!("{to:?}"), e))
+        self.end().unix_connection(to).map_err(|e| named(format_args!("connect to {to:?}"), e))
     }
 
     /// As [`listen_unix`](Net::listen_unix), for any kind of address.
     fn unix_listener(&self, at: &UnixSocketAddr) -> io::Result<UnixListener> {
-        self.end().unix_listener(at).map_err(|e| named("listen at", format_args!("{at:?}"), e))
+        self.end().unix_listener(at).map_err(|e| named(format_args!("listen at {at:?}"), e))
     }
 
     /// As [`bind_unix_datagram`](Net::bind_unix_datagram), for any kind of address.
     fn unix_datagram(&self, at: &UnixSocketAddr) -> io::Result<UnixDatagram> {
-        self.end().unix_datagram(Some(at)).map_err(|e| named("bind a socket to", format_args!("{at:?}"), e))
+        self.end().unix_datagram(Some(at)).map_err(|e| named(format_args!("bind a socket to {at:?}"), e))
     }
 
     /// A Unix datagram socket without an address. This corresponds to

@@ -1,14 +1,17 @@
 //! TCP connections and listeners.
 
 use std::io::{self, Read, Write};
+use std::iter::FusedIterator;
 use std::net::{self, Ipv4Addr, Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::accept::GuestListener;
+use rustix::net::sockopt;
+
+use super::accept::{GuestListener, listener_methods};
 use super::options::Way;
 use super::stream::{GuestStream, stream_methods};
-use crate::agent::protocol::net::Opt;
+use crate::agent::protocol::net::{NO_LINGER, Opt};
 use crate::agent::{Connection, Listener, Name};
 
 /// A TCP connection, of a guest or of the host.
@@ -87,6 +90,61 @@ impl TcpStream {
         }
     }
 
+    /// Sets how long the connection, once closed, goes on sending what was written: `None`, as at first,
+    /// leaves that to the system (in a guest to 30 s and then its kernel), zero resets the connection at
+    /// once. Whole seconds count. In a guest, closing never waits for that.
+    ///
+    /// This corresponds to [`std::net::TcpStream::set_linger`].
+    pub fn set_linger(&self, linger: Option<Duration>) -> io::Result<()> {
+        match &self.0 {
+            Inner::Host(stream) => {
+                // As std: what is less than a second is none.
+                let linger = linger.map(|linger| Duration::from_secs(linger.as_secs()));
+                Ok(sockopt::set_socket_linger(stream, linger)?)
+            }
+            Inner::Guest(stream) => {
+                let seconds = linger.map_or(NO_LINGER, |linger| {
+                    // The longest that a kernel takes.
+                    linger.as_secs().min(i32::MAX as u64) as u32
+                });
+                stream.connection.set(Opt::Linger, seconds)
+            }
+        }
+    }
+
+    /// How long the connection, once closed, goes on sending what was written.
+    ///
+    /// This corresponds to [`std::net::TcpStream::linger`].
+    pub fn linger(&self) -> io::Result<Option<Duration>> {
+        match &self.0 {
+            Inner::Host(stream) => Ok(sockopt::socket_linger(stream)?),
+            Inner::Guest(stream) => {
+                let seconds = stream.connection.get(Opt::Linger)?;
+                Ok((seconds != NO_LINGER).then(|| Duration::from_secs(seconds.into())))
+            }
+        }
+    }
+
+    /// Sets `TCP_QUICKACK`: what comes is acknowledged at once. The kernel may unset it later.
+    ///
+    /// This corresponds to [`std::os::linux::net::TcpStreamExt::set_quickack`].
+    pub fn set_quickack(&self, quickack: bool) -> io::Result<()> {
+        match &self.0 {
+            Inner::Host(stream) => Ok(sockopt::set_tcp_quickack(stream, quickack)?),
+            Inner::Guest(stream) => stream.connection.set(Opt::QuickAck, quickack.into()),
+        }
+    }
+
+    /// Whether `TCP_QUICKACK` is set.
+    ///
+    /// This corresponds to [`std::os::linux::net::TcpStreamExt::quickack`].
+    pub fn quickack(&self) -> io::Result<bool> {
+        match &self.0 {
+            Inner::Host(stream) => Ok(sockopt::tcp_quickack(stream)?),
+            Inner::Guest(stream) => stream.connection.get(Opt::QuickAck).map(|value| value != 0),
+        }
+    }
+
     /// Sets how many hops packets live. Of an IPv6 connection, too.
     pub fn set_ttl(&self, ttl: u32) -> io::Result<()> {
         match &self.0 {
@@ -116,17 +174,9 @@ enum ListenerInner {
     Guest(Arc<GuestListener>),
 }
 
-impl From<net::TcpListener> for TcpListener {
-    fn from(listener: net::TcpListener) -> Self {
-        TcpListener(ListenerInner::Host(listener))
-    }
-}
+listener_methods!(TcpListener, net::TcpListener);
 
 impl TcpListener {
-    pub(super) fn from_guest(listener: Listener) -> Self {
-        TcpListener(ListenerInner::Guest(Arc::new(GuestListener::new(listener))))
-    }
-
     /// Waits for the next connection and gives it and who made it.
     pub fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         match &self.0 {
@@ -144,31 +194,18 @@ impl TcpListener {
         Incoming { listener: self }
     }
 
+    /// All connections that come, with the listener in it.
+    ///
+    /// This corresponds to [`std::net::TcpListener::into_incoming`].
+    pub fn into_incoming(self) -> IntoIncoming {
+        IntoIncoming { listener: self }
+    }
+
     /// The address it listens at, where it is.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         match &self.0 {
             ListenerInner::Host(listener) => listener.local_addr(),
             ListenerInner::Guest(listener) => Ok(ip(listener.listener.local())),
-        }
-    }
-
-    /// A new handle of the same socket.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(TcpListener(match &self.0 {
-            ListenerInner::Host(listener) => ListenerInner::Host(listener.try_clone()?),
-            ListenerInner::Guest(listener) => ListenerInner::Guest(listener.clone()),
-        }))
-    }
-
-    /// Has [`accept`](Self::accept) fail with [`WouldBlock`](io::ErrorKind::WouldBlock) instead of
-    /// waiting. In a guest one attempt stays under way then, and its connection is that of a later call.
-    pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
-        match &self.0 {
-            ListenerInner::Host(listener) => listener.set_nonblocking(nonblocking),
-            ListenerInner::Guest(listener) => {
-                listener.options.set_nonblocking(nonblocking);
-                Ok(())
-            }
         }
     }
 
@@ -185,14 +222,6 @@ impl TcpListener {
         match &self.0 {
             ListenerInner::Host(listener) => listener.ttl(),
             ListenerInner::Guest(listener) => listener.listener.get(Opt::Ttl),
-        }
-    }
-
-    /// The error that the socket has met with and not told yet.
-    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
-        match &self.0 {
-            ListenerInner::Host(listener) => listener.take_error(),
-            ListenerInner::Guest(listener) => listener.take_error(),
         }
     }
 }
@@ -212,3 +241,23 @@ impl Iterator for Incoming<'_> {
         Some(self.listener.accept().map(|(stream, _)| stream))
     }
 }
+
+impl FusedIterator for Incoming<'_> {}
+
+/// The connections of a [`TcpListener`], without end, and the listener itself.
+///
+/// This corresponds to [`std::net::IntoIncoming`].
+#[derive(Debug)]
+pub struct IntoIncoming {
+    listener: TcpListener,
+}
+
+impl Iterator for IntoIncoming {
+    type Item = io::Result<TcpStream>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        Some(self.listener.accept().map(|(stream, _)| stream))
+    }
+}
+
+impl FusedIterator for IntoIncoming {}

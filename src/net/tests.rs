@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::agent::testing::HostAgent;
+use crate::agent::testing::{HostAgent, refusing};
 use crate::host::Host;
 
 #[path = "../../tests/conformance/net.rs"]
@@ -87,6 +87,7 @@ conformance! {
     tcp_peek_and_options();
     tcp_without_waiting();
     tcp_resets();
+    tcp_lingering();
     tcp_listeners_are_shared();
     tcp_many_at_once(64);
     r4_1_connections_in_turn(10_000);
@@ -136,4 +137,30 @@ fn handles_go_wherever_std_s_do() {
     let guest: Arc<dyn Net> = Arc::new(Guest::of(&agent));
     let listener = guest.tcp_listener(&"127.0.0.1:0".to_socket_addrs().unwrap()).unwrap();
     guest.connect_tcp(listener.local_addr().unwrap()).unwrap();
+}
+
+/// Every number that Linux has, as the answer to everything that makes a socket.
+#[test]
+fn every_errno_has_the_kind_of_std() {
+    for errno in 1..=133 {
+        let client = refusing(errno);
+        let on = Guest(End::guest(&client));
+        let at = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
+        let errors = [
+            on.connect_tcp(at).map(drop),
+            on.connect_tcp_timeout(&at, std::time::Duration::from_secs(60)).map(drop),
+            on.listen_tcp(at).map(drop),
+            on.bind_udp(at).map(drop),
+            on.lookup_host(("host", 9)).map(drop),
+            on.connect_unix("/s").map(drop),
+            on.listen_unix("/s").map(drop),
+            on.bind_unix_datagram("/s").map(drop),
+            on.unbound_unix_datagram().map(drop),
+        ];
+        for (n, result) in errors.into_iter().enumerate() {
+            let (error, std) = (result.unwrap_err(), std::io::Error::from_raw_os_error(errno));
+            assert_eq!(error.kind(), std.kind(), "operation {n}, errno {errno}: {error}");
+            assert_eq!(raw_os_error(&error), Some(errno), "operation {n}: {error}");
+        }
+    }
 }

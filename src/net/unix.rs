@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::UnixSocketAddr;
-use super::accept::GuestListener;
+use super::accept::{GuestListener, listener_methods};
 use super::options::Way;
 use super::stream::{GuestStream, stream_methods};
 use crate::agent::{Connection, Listener};
@@ -59,17 +59,9 @@ enum ListenerInner {
     Guest(Arc<GuestListener>),
 }
 
-impl From<net::UnixListener> for UnixListener {
-    fn from(listener: net::UnixListener) -> Self {
-        UnixListener(ListenerInner::Host(listener))
-    }
-}
+listener_methods!(UnixListener, net::UnixListener);
 
 impl UnixListener {
-    pub(super) fn from_guest(listener: Listener) -> Self {
-        UnixListener(ListenerInner::Guest(Arc::new(GuestListener::new(listener))))
-    }
-
     /// Waits for the next connection and gives it and who made it.
     pub fn accept(&self) -> io::Result<(UnixStream, UnixSocketAddr)> {
         match &self.0 {
@@ -98,33 +90,6 @@ impl UnixListener {
             ListenerInner::Guest(listener) => Ok(UnixSocketAddr::from_guest(listener.listener.local())),
         }
     }
-
-    /// A new handle of the same socket.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(UnixListener(match &self.0 {
-            ListenerInner::Host(listener) => ListenerInner::Host(listener.try_clone()?),
-            ListenerInner::Guest(listener) => ListenerInner::Guest(listener.clone()),
-        }))
-    }
-
-    /// As [`TcpListener::set_nonblocking`](super::TcpListener::set_nonblocking).
-    pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
-        match &self.0 {
-            ListenerInner::Host(listener) => listener.set_nonblocking(nonblocking),
-            ListenerInner::Guest(listener) => {
-                listener.options.set_nonblocking(nonblocking);
-                Ok(())
-            }
-        }
-    }
-
-    /// The error that the socket has met with and not told yet.
-    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
-        match &self.0 {
-            ListenerInner::Host(listener) => listener.take_error(),
-            ListenerInner::Guest(listener) => listener.take_error(),
-        }
-    }
 }
 
 /// The connections of a [`UnixListener`], without end.
@@ -140,5 +105,14 @@ impl Iterator for UnixIncoming<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         Some(self.listener.accept().map(|(stream, _)| stream))
+    }
+}
+
+impl<'a> IntoIterator for &'a UnixListener {
+    type Item = io::Result<UnixStream>;
+    type IntoIter = UnixIncoming<'a>;
+
+    fn into_iter(self) -> UnixIncoming<'a> {
+        self.incoming()
     }
 }

@@ -46,6 +46,17 @@ impl ExitStatus {
     pub fn core_dumped(&self) -> bool {
         self.signal().is_some() && self.0 & 0x80 != 0
     }
+
+    /// The signal that stopped the process, in a status that says so: never in that of a process that
+    /// has ended.
+    pub fn stopped_signal(&self) -> Option<i32> {
+        (self.0 & 0xff == 0x7f).then_some((self.0 >> 8) & 0xff)
+    }
+
+    /// Whether the status says that a stopped process goes on: never that of one that has ended.
+    pub fn continued(&self) -> bool {
+        self.0 == 0xffff
+    }
 }
 
 impl fmt::Debug for ExitStatus {

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::thread;
 
 use super::{ChildStderr, ChildStdin, ChildStdout};
@@ -55,6 +56,27 @@ impl From<File> for Stdio {
     /// A file of the host.
     fn from(file: File) -> Self {
         Stdio(Kind::File(file))
+    }
+}
+
+impl From<OwnedFd> for Stdio {
+    /// A descriptor of the host.
+    fn from(fd: OwnedFd) -> Self {
+        File::from(fd).into()
+    }
+}
+
+impl From<io::PipeReader> for Stdio {
+    /// Input that is written to a pipe of the host.
+    fn from(pipe: io::PipeReader) -> Self {
+        OwnedFd::from(pipe).into()
+    }
+}
+
+impl From<io::PipeWriter> for Stdio {
+    /// Output that goes to a pipe of the host.
+    fn from(pipe: io::PipeWriter) -> Self {
+        OwnedFd::from(pipe).into()
     }
 }
 

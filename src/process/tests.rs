@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
+use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -113,8 +114,33 @@ conformance! {
     r2_3_pty_input_is_byte_exact(4 * 1024 * 1024 + 7);
     r2_5_pty_orphans_and_kill();
     r2_7_resize_and_kill_while_reading();
-    r2_every_input_with_every_end(10_000_000);
+    r2_so_much_output_once(64 << 20);
     many_threads_share_one_machine(25);
+}
+
+/// Every number that Linux has, as what a program's `exec` failed with.
+#[test]
+fn every_errno_has_the_kind_of_std() {
+    for errno in 1..=133 {
+        let mut command = Command::new(crate::agent::testing::refusing(errno), Arc::default(), "x");
+        let (error, std) = (command.spawn().unwrap_err(), std::io::Error::from_raw_os_error(errno));
+        assert_eq!((error.kind(), crate::agent::raw_os_error(&error)), (std.kind(), Some(errno)));
+    }
+}
+
+/// Out of memory is a limit here; a machine's test runs out of what there is.
+#[test]
+fn r2_every_input_with_every_end() {
+    let mut agent = HostAgent::start();
+    let limit = "ulimit -v 100000;";
+    let script = format!("{limit} {}", conformance::GLUTTON);
+    let expected = std::process::Command::new("sh").arg("-c").arg(script).status().unwrap();
+    assert!(!expected.success());
+    let memory = conformance::Memory { limit, status: ExitStatus::from_raw(expected.into_raw()) };
+    let sizes = [0, 1, 65_536, 10_000_000];
+    conformance::r2_every_input_with_every_end(&|program| command(&agent, program), &sizes, true, &memory);
+    agent.client.ping(Duration::from_secs(30)).unwrap();
+    assert_eq!(agent.stop(), Some(0));
 }
 
 #[test]

@@ -162,7 +162,7 @@ pub mod xattr {
 }
 
 /// The attributes of an inode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attr {
     /// Inode number.
     pub ino: u64,

@@ -26,6 +26,15 @@ const NOT_UNPACKED: &[&str] = &[
     "/usr/lib/*/lib?san.*",
     "/usr/bin/*lto-dump*",
 ];
+/// Compilers and interpreters that take a gigabyte, for tests that are run on request.
+const TOOLCHAINS: &str = "usr-is-merged,nodejs,rustc,golang-go,libc6-dev";
+/// What those bring and nobody needs.
+const UNUSED: &[&str] = &[
+    "/usr/share/go-*/test/*",
+    "/usr/share/go-*/src/*/testdata/*",
+    "/usr/share/icu/*",
+    "/usr/share/perl/*/unicore/*",
+];
 /// Prefix of what is being made.
 const DRAFT: &str = "debian-draft-";
 
@@ -49,13 +58,25 @@ fn suite() -> String {
 /// # Errors
 /// Why there is none: no root, no apt, no network.
 pub(crate) fn base() -> Result<PathBuf, String> {
+    made_of(PACKAGES, &[])
+}
+
+/// The same with nodejs, rustc and Go.
+///
+/// # Errors
+/// As [`base`].
+pub(crate) fn toolchains() -> Result<PathBuf, String> {
+    made_of(TOOLCHAINS, UNUSED)
+}
+
+fn made_of(packages: &str, besides: &[&str]) -> Result<PathBuf, String> {
     let mut arguments = vec![
         "--quiet".to_owned(),
         "--variant=minbase".to_owned(),
-        format!("--include={PACKAGES}"),
+        format!("--include={packages}"),
         "--dpkgopt=force-unsafe-io".to_owned(),
     ];
-    arguments.extend(NOT_UNPACKED.iter().map(|path| format!("--dpkgopt=path-exclude={path}")));
+    arguments.extend(NOT_UNPACKED.iter().chain(besides).map(|path| format!("--dpkgopt=path-exclude={path}")));
     arguments.push(suite());
 
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));

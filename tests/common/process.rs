@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Child, Command, Output, PtySize, Resource, Stdio};
+use super::{Child, Command, ExitStatus, Output, PtySize, Resource, Stdio};
 
 mod pty;
 mod torture;
@@ -399,10 +399,19 @@ pub(crate) fn stdio_from_files_and_children(command: Factory<'_>) {
 
     // A host file that never has anything to say does not hold completion up.
     let (reader, writer) = std::io::pipe().unwrap();
-    let silent = File::from(std::os::fd::OwnedFd::from(reader));
-    let status = command("true").stdin(silent).status().unwrap();
+    let status = command("true").stdin(reader).status().unwrap();
     assert!(status.success());
     drop(writer);
+
+    // Pipes of the host, both ways.
+    let ((input, mut feed), (mut drain, output)) = (std::io::pipe().unwrap(), std::io::pipe().unwrap());
+    let mut cat = command("cat");
+    let mut child = cat.stdin(std::os::fd::OwnedFd::from(input)).stdout(output).spawn().unwrap();
+    feed.write_all(b"through").unwrap();
+    drop((feed, cat));
+    let mut through = String::new();
+    drain.read_to_string(&mut through).unwrap();
+    assert_eq!((&*through, child.wait().unwrap().code()), ("through", Some(0)));
 
     // A reader that goes away is EPIPE, here SIGPIPE, to the command.
     let mut child = command("yes").stdout(Stdio::piped()).spawn().unwrap();

@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use super::{Child, Factory, LONG, PtySize, Stdio, pattern, sh, wait_until};
+use super::{Child, ExitStatus, Factory, LONG, PtySize, Stdio, pattern, sh, wait_until};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Input {
@@ -20,26 +20,67 @@ enum End {
     DoubleFork,
     Stopped,
     Killed,
+    OutOfMemory,
 }
+
+/// What a program comes to that wants all memory there is, and more.
+pub(crate) struct Memory<'a> {
+    /// Goes before it in the script.
+    pub(crate) limit: &'a str,
+    pub(crate) status: ExitStatus,
+}
+
+pub(crate) const GLUTTON: &str =
+    "exec awk 'BEGIN { s = \"0123456789abcdef\"; while (1) s = s s }' 2>/dev/null";
 
 /// More than pipes, windows and buffers on the way hold together.
 const LARGE: usize = 4 * 1024 * 1024;
 const SLOW: usize = 5;
+const PIECE: usize = 1 << 20;
 
-pub(crate) fn r2_every_input_with_every_end(command: Factory<'_>, largest: usize) {
+/// Unless `all`, what takes seconds on the software CPU is done once for pipes and once for a terminal.
+pub(crate) fn r2_every_input_with_every_end(
+    command: Factory<'_>,
+    sizes: &[usize],
+    all: bool,
+    memory: &Memory<'_>,
+) {
     for terminal in [false, true] {
-        for len in [0, 1, 65_536, largest] {
+        for &len in sizes {
             for input in [Input::Open, Input::Closed, Input::Slow, Input::Large] {
-                for end in [End::AtOnce, End::DoubleFork, End::Stopped, End::Killed] {
+                for end in [End::AtOnce, End::DoubleFork, End::Stopped, End::Killed, End::OutOfMemory] {
+                    let dear = (input == Input::Large) as u8 + (end == End::OutOfMemory) as u8;
+                    if !all && (dear == 2 || dear == 1 && len != sizes[0]) {
+                        continue;
+                    }
+                    if !all && end == End::OutOfMemory && input != Input::Open {
+                        continue;
+                    }
                     let what = format!("terminal {terminal}, {len} bytes, input {input:?}, end {end:?}");
-                    one(command, terminal, len, input, end, &what);
+                    one(command, terminal, len, input, end, memory, &what);
                 }
             }
         }
     }
 }
 
-fn one(command: Factory<'_>, terminal: bool, len: usize, input: Input, end: End, what: &str) {
+/// So much output, once by pipes and once by a terminal.
+pub(crate) fn r2_so_much_output_once(command: Factory<'_>, len: usize) {
+    let memory = Memory { limit: "", status: ExitStatus::default() };
+    for terminal in [false, true] {
+        one(command, terminal, len, Input::Open, End::AtOnce, &memory, &format!("terminal {terminal}"));
+    }
+}
+
+fn one(
+    command: Factory<'_>,
+    terminal: bool,
+    len: usize,
+    input: Input,
+    end: End,
+    memory: &Memory<'_>,
+    what: &str,
+) {
     let take = match input {
         Input::Open | Input::Closed => 0,
         Input::Slow => SLOW,
@@ -47,13 +88,16 @@ fn one(command: Factory<'_>, terminal: bool, len: usize, input: Input, end: End,
     };
     let script = format!(
         "{} printf r; n=$(head -c {take} | wc -c); test $n -eq {take} || exit 99
-        yes 0123456789abcde | head -c {len}; {}",
+        yes 0123456789abcde | head -c {len}{}; {}",
         if terminal { "stty raw -echo;" } else { "" },
+        // Programs write line by line to a terminal, but this one.
+        if terminal { " | cat" } else { "" },
         match end {
-            End::AtOnce => "exit 3",
-            End::DoubleFork => "(sleep 2 &); exit 3",
-            End::Stopped => "kill -STOP $$; exit 3",
-            End::Killed => "sleep 1000",
+            End::AtOnce => "exit 3".to_owned(),
+            End::DoubleFork => "(sleep 2 &); exit 3".to_owned(),
+            End::Stopped => "kill -STOP $$; exit 3".to_owned(),
+            End::Killed => "sleep 1000".to_owned(),
+            End::OutOfMemory => format!("{} {GLUTTON}", memory.limit),
         }
     );
     let mut sh = sh(command, &script);
@@ -79,12 +123,16 @@ fn one(command: Factory<'_>, terminal: bool, len: usize, input: Input, end: End,
             }
             stdin
         });
-        let mut got = vec![0; len];
-        stdout.read_exact(&mut got).expect(what);
-        assert!(got.into_iter().eq(pattern(len)), "{what}");
+        // Whole lines of the pattern, so that each piece begins as the first.
+        let mut got = vec![0; len.min(PIECE)];
+        for start in (0..len).step_by(PIECE) {
+            let got = &mut got[..PIECE.min(len - start)];
+            stdout.read_exact(got).expect(what);
+            assert!(got.iter().copied().eq(pattern(got.len())), "{what}: behind {start} bytes");
+        }
         writer.join().expect(what)
     });
-    finish(&mut child, end, what);
+    finish(&mut child, end, memory.status, what);
     if end != End::DoubleFork {
         let mut rest = Vec::new();
         stdout.read_to_end(&mut rest).expect(what);
@@ -93,7 +141,7 @@ fn one(command: Factory<'_>, terminal: bool, len: usize, input: Input, end: End,
     drop(stdin);
 }
 
-fn finish(child: &mut Child, end: End, what: &str) {
+fn finish(child: &mut Child, end: End, out_of_memory: ExitStatus, what: &str) {
     if end == End::Stopped {
         // It may not have stopped yet, and what goes on already does not stop at that.
         wait_until(what, || {
@@ -107,6 +155,7 @@ fn finish(child: &mut Child, end: End, what: &str) {
     let status = child.wait_timeout(LONG).expect(what).unwrap_or_else(|| panic!("{what}: it hangs"));
     match end {
         End::Killed => assert_eq!(status.signal(), Some(9), "{what}"),
+        End::OutOfMemory => assert_eq!(status, out_of_memory, "{what}"),
         _ => assert_eq!(status.code(), Some(3), "{what}"),
     }
 }

@@ -287,6 +287,10 @@ pub(crate) fn tcp_peek_and_options(on: &impl Net, _: &str) {
     ours.set_ttl(7).unwrap();
     assert_eq!((ours.ttl().unwrap(), theirs.ttl().unwrap()), (7, 64));
     assert_eq!(ours.set_ttl(0).unwrap_err().kind(), ErrorKind::InvalidInput);
+    ours.set_quickack(true).unwrap();
+    assert!(ours.quickack().unwrap());
+    ours.set_quickack(false).unwrap();
+    assert!(!ours.quickack().unwrap());
     assert!(ours.take_error().unwrap().is_none());
     let listener = on.listen_tcp("127.0.0.1:0").unwrap();
     listener.set_ttl(9).unwrap();
@@ -358,6 +362,30 @@ pub(crate) fn tcp_resets(on: &impl Net, _: &str) {
     assert!(matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{error}");
 }
 
+pub(crate) fn tcp_lingering(on: &impl Net, _: &str) {
+    let (ours, mut theirs) = pair(on);
+    assert_eq!(ours.linger().unwrap(), None);
+    ours.set_linger(Some(Duration::from_millis(3900))).unwrap();
+    assert_eq!(ours.try_clone().unwrap().linger().unwrap(), Some(Duration::from_secs(3)));
+    ours.set_linger(None).unwrap();
+    assert_eq!(ours.linger().unwrap(), None);
+    // What was written goes out while it lingers.
+    ours.set_linger(Some(Duration::from_secs(60))).unwrap();
+    (&ours).write_all(b"last").unwrap();
+    drop(ours);
+    let mut last = String::new();
+    theirs.read_to_string(&mut last).unwrap();
+    assert_eq!(last, "last");
+
+    // With no time at all it is a reset, though nothing was left unread.
+    let (ours, mut theirs) = pair(on);
+    ours.set_linger(Some(Duration::ZERO)).unwrap();
+    assert_eq!(ours.linger().unwrap(), Some(Duration::ZERO));
+    drop(ours);
+    let error = theirs.read(&mut [0; 9]).unwrap_err();
+    assert_eq!((error.kind(), raw_os_error(&error)), (ErrorKind::ConnectionReset, Some(104)));
+}
+
 pub(crate) fn tcp_listeners_are_shared(on: &impl Net, _: &str) {
     let listener = on.listen_tcp((own_ip(), 0)).unwrap();
     let at = listener.local_addr().unwrap();
@@ -384,6 +412,15 @@ pub(crate) fn tcp_listeners_are_shared(on: &impl Net, _: &str) {
         }
     });
     assert_eq!(on.connect_tcp(at).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+
+    // With the listener in it, connections come without end.
+    let listener = on.listen_tcp("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    let mut incoming = listener.into_incoming();
+    for _ in 0..2 {
+        let ours = on.connect_tcp(at).unwrap();
+        assert_eq!(incoming.next().unwrap().unwrap().peer_addr().unwrap(), ours.local_addr().unwrap());
+    }
 }
 
 /// Many at once, none of which disturbs another; one that nobody reads is among them.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::world::{debian, missing, program};
+use crate::world::{debian, missing, program, toolchains};
 
 /// Where cargo puts the program of an example: beside this binary's directory.
 fn example(name: &str) -> Option<PathBuf> {
@@ -17,8 +17,11 @@ fn example(name: &str) -> Option<PathBuf> {
 
 /// Runs it with the Debian image; gives exit status and output.
 fn run(name: &str) -> Option<(Option<i32>, String)> {
-    let (path, debian) = (example(name)?, debian()?);
-    let out = program(path).arg(&debian.reference).output().expect("the example runs");
+    run_with(name, &debian()?.reference)
+}
+
+fn run_with(name: &str, image: &str) -> Option<(Option<i32>, String)> {
+    let out = program(example(name)?).arg(image).output().expect("the example runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert_eq!(text(&out.stderr), "", "{name}: {:?}", out.status);
     Some((out.status.code(), text(&out.stdout)))
@@ -117,4 +120,36 @@ fn stdin_echo() {
     assert!(out.status.success() && out.stderr.is_empty(), "{out:?}");
     let said = String::from_utf8_lossy(&out.stdout);
     assert_eq!(said, "1: one\n2: two words\n2 lines\nit ended with exit status: 2\n");
+}
+
+#[test]
+#[ignore = "minutes: a Debian with compilers, 1 GB, is made once"]
+fn full_compile_rust() {
+    let Some((status, said)) = toolchains().and_then(|image| run_with("compile_rust", image)) else { return };
+    let (made, rest) = said.split_once('\n').unwrap_or_default();
+    assert!(made.starts_with("made ") && made.ends_with(" bytes"), "{said}");
+    let expected = "9592 primes below 100000, the last is Some(99991)\nit ended with exit status: 0\n\
+        0 primes below 2, the last is None\nit ended with exit status: 1\n";
+    assert_eq!((status, rest), (Some(0), expected));
+}
+
+#[test]
+#[ignore = "minutes: a Debian with compilers, 1 GB, is made once"]
+fn full_compile_go() {
+    let Some((status, said)) = toolchains().and_then(|image| run_with("compile_go", image)) else { return };
+    let (made, rest) = said.split_once('\n').unwrap_or_default();
+    assert!(made.starts_with("made ") && made.ends_with(" bytes"), "{said}");
+    let expected = "2 and\n1 another\n1 more\n2 one\n2 word\nit ended with exit status: 5\n";
+    assert_eq!((status, rest), (Some(0), expected));
+}
+
+#[test]
+#[ignore = "a minute: a Debian with compilers, 1 GB, is made once"]
+fn full_run_node() {
+    let Some((status, said)) = toolchains().and_then(|image| run_with("run_node", image)) else { return };
+    let expected = r#"{"path":"/first","visits":1,"sum":0}
+{"path":"/second","visits":2,"sum":42}
+the server ended with signal: 15 (SIGTERM)
+"#;
+    assert_eq!((status, &*said), (Some(0), expected));
 }

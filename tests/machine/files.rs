@@ -1,10 +1,14 @@
 //! Files in the guest do what files of Linux do: on the root, which is an overlay of ours, and with Debian's programs
 //! also on a directory of the host and on an empty mount.
 
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::FileExt;
+
+use cc::process::Stdio;
 use cc::vfs::Limits;
 use cc::{Instance, Mount};
 
-use crate::support::{sh, shared, source};
+use crate::support::{sh, shared, small, source};
 use crate::world::{debian_machine, host_mount, python};
 
 /// Runs a script in a new directory of the shared machine's root, and compares what it says.
@@ -396,4 +400,114 @@ print(seen, os.listdir('.'))
         let said = python(machine, &(start + &program(count)));
         assert_eq!(said, format!("{count} {count} True\n{count} []"), "in {place}");
     }
+}
+
+/// What is large goes to the root by another way than to other file systems; the guest must not see the difference.
+#[test]
+fn large_contents_reach_the_guest_whole_by_either_way() {
+    let instance = small().start().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    for len in [65_537, 8 << 20, 17_000_003] {
+        let bytes: Vec<u8> = (0..len as u32).map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8).collect();
+        std::fs::write(&source, &bytes).unwrap();
+        // Somebody has the file open, has read it and has it mapped in the kernel's cache.
+        sh(&instance, "head -c 18000000 /dev/zero >/large");
+        let mut reader = instance
+            .command("sh")
+            .args([
+                "-c",
+                "exec 3</large; cat <&3 >/dev/null; echo; read x; wc -c </large; cmp /large /tmp/large",
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        reader.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        for place in ["/large", "/tmp/large"] {
+            assert_eq!(instance.copy_in(&source, place).unwrap(), len as u64);
+        }
+        reader.stdin.take().unwrap().write_all(b"\n").unwrap();
+        let said = reader.wait_with_output().unwrap();
+        assert_eq!((said.stdout, said.status.code()), (format!("{len}\n").into_bytes(), Some(0)));
+        for place in ["/written", "/tmp/written"] {
+            instance.write(place, &bytes).unwrap();
+            assert_eq!(sh(&instance, &format!("cmp {place} /large && echo same")), "same");
+        }
+        instance.remove_file("/tmp/written").unwrap();
+        // And back, with what the guest has changed since.
+        sh(
+            &instance,
+            "for f in /large /tmp/large; do printf X | dd of=$f bs=1 seek=65000 conv=notrunc; done 2>&1",
+        );
+        let mut changed = bytes;
+        changed[65_000] = b'X';
+        for place in ["/large", "/tmp/large"] {
+            assert_eq!(instance.copy_out(place, dir.path().join("back")).unwrap(), len as u64);
+            assert!(std::fs::read(dir.path().join("back")).unwrap() == changed, "{place}, {len} bytes");
+        }
+    }
+    // Holes stay holes.
+    let sparse = std::fs::File::create(&source).unwrap();
+    sparse.write_all_at(&[7; 300_000], 5 << 20).unwrap();
+    sparse.set_len(40 << 20).unwrap();
+    instance.copy_in(&source, "/sparse").unwrap();
+    assert_eq!(
+        sh(&instance, "stat -c %s /sparse; test $(du -k /sparse | cut -f1) -lt 1000 && echo sparse"),
+        "41943040\nsparse"
+    );
+    instance.copy_out("/sparse", dir.path().join("back")).unwrap();
+    assert!(std::fs::read(dir.path().join("back")).unwrap() == std::fs::read(&source).unwrap());
+    // What cannot be written says so, here as there.
+    for (place, kind) in [("/dev/full", ErrorKind::StorageFull), ("/proc", ErrorKind::IsADirectory)] {
+        let error = instance.copy_in(&source, place).unwrap_err();
+        assert_eq!(error.kind(), kind, "{place}: {error}");
+    }
+    // Nothing of it is left where anybody looks.
+    assert_eq!(sh(&instance, "ls -a / | grep -c '^[.]cc-'; :"), "0");
+}
+
+/// A paused machine answers nothing; to drop its files is no question.
+#[test]
+fn files_are_dropped_while_the_machine_is_paused() {
+    let instance = small().start().unwrap();
+    let open = || sh(&instance, "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c /root/held- ; :");
+    instance.create_dir_all("/root").unwrap();
+    let names: Vec<String> = (0..200).map(|n| format!("/root/held-{n}")).collect();
+    let held: Vec<cc::fs::File> = names.iter().map(|name| instance.create(name).unwrap()).collect();
+    held.iter().for_each(|file| file.lock().unwrap());
+    assert_ne!(open(), "0");
+    instance.pause().unwrap();
+    let (done, dropped) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        drop(held);
+        done.send(()).unwrap();
+    });
+    let waited = dropped.recv_timeout(std::time::Duration::from_secs(60));
+    instance.resume().unwrap();
+    waited.expect("dropping does not wait for the machine to go on");
+    thread.join().unwrap();
+    // What comes next finds them closed.
+    for name in &names {
+        instance.open(name).unwrap().try_lock().unwrap();
+    }
+    assert_eq!(open(), "0");
+    // One that is waited for when the machine is paused, many times, in whatever moment that is.
+    for _ in 0..20 {
+        let (done, dropped) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for name in names.iter().take(50) {
+                    let file = instance.open(name).unwrap();
+                    file.lock().unwrap();
+                }
+                done.send(()).unwrap();
+            });
+            instance.pause().unwrap();
+            std::thread::yield_now();
+            instance.resume().unwrap();
+            dropped.recv_timeout(std::time::Duration::from_secs(60)).expect("it goes on");
+        });
+    }
+    assert_eq!(open(), "0");
 }

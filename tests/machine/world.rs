@@ -244,6 +244,16 @@ pub(crate) fn debian() -> Option<&'static Debian> {
     made.as_ref().map_err(|reason| missing(reason)).ok()
 }
 
+/// The reference of a Debian with nodejs, rustc and Go; `None` where it cannot be made, which has been said then.
+pub(crate) fn toolchains() -> Option<&'static str> {
+    static TOOLCHAINS: OnceLock<Result<String, String>> = OnceLock::new();
+    let made = TOOLCHAINS.get_or_init(|| {
+        let from = PathBuf::from(format!("{}:base", debian::toolchains()?.display()));
+        Ok(registry().push_layout(&from, "debian:toolchains", &[]))
+    });
+    made.as_ref().map(String::as_str).map_err(|reason| missing(reason)).ok()
+}
+
 /// A directory of the host that the shared Debian machine has at `/mnt/host`.
 pub(crate) fn host_mount() -> PathBuf {
     dir().join("mount")

@@ -36,6 +36,7 @@ in_machine! {
     tcp_peek_and_options();
     tcp_without_waiting();
     tcp_resets();
+    tcp_lingering();
     tcp_listeners_are_shared();
     tcp_many_at_once(32);
     r4_1_connections_in_turn(1000);

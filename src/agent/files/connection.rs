@@ -31,7 +31,12 @@ impl Worker {
         self.connection.is_open()
     }
 
-    fn send(&mut self, request: &Request<'_>) -> io::Result<()> {
+    /// Requests whose answers have not been taken.
+    pub(super) fn owed(&self) -> usize {
+        self.sent.wrapping_sub(self.answered) as usize
+    }
+
+    pub(super) fn send(&mut self, request: &Request<'_>) -> io::Result<()> {
         self.frame.clear();
         request.encode_head(self.sent, &mut self.frame);
         let data = request.data();
@@ -99,6 +104,8 @@ pub struct Lease<'f> {
     session: u64,
     worker: Option<Worker>,
     failed: bool,
+    /// The pool has been told what became of the worker.
+    left: bool,
 }
 
 /// What a request came to: the errno's error, or the payload.
@@ -106,7 +113,7 @@ pub type Answer = io::Result<Vec<u8>>;
 
 impl<'f> Lease<'f> {
     pub(super) fn new(files: &'f Files, session: u64, worker: Worker) -> Self {
-        Lease { files, session, worker: Some(worker), failed: false }
+        Lease { files, session, worker: Some(worker), failed: false, left: false }
     }
 
     pub(super) fn session(&self) -> u64 {
@@ -126,7 +133,21 @@ impl<'f> Lease<'f> {
 
     /// Requests whose answers have not been taken.
     pub fn owed(&self) -> usize {
-        self.worker.as_ref().map_or(0, |w| w.sent.wrapping_sub(w.answered) as usize)
+        self.worker.as_ref().map_or(0, Worker::owed)
+    }
+
+    /// Waits until the next answer begins; false when the guest stands still before that.
+    pub(super) fn wait(&self) -> bool {
+        self.worker.as_ref().is_none_or(|worker| worker.start < worker.end || worker.connection.wait())
+    }
+
+    /// Leaves the answers that are owed to whoever comes next.
+    pub(super) fn leave(mut self) {
+        match self.worker.take().filter(|_| !self.failed) {
+            Some(worker) => self.files.leave(self.session, worker),
+            None => self.files.lose(self.session),
+        }
+        self.left = true;
     }
 
     /// Takes the next answer.
@@ -198,6 +219,9 @@ impl<'f> Lease<'f> {
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
+        if self.left {
+            return;
+        }
         let idle = !self.failed && self.owed() == 0;
         match self.worker.take().filter(|_| idle) {
             Some(worker) => self.files.release(self.session, worker),

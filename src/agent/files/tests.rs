@@ -121,6 +121,8 @@ proptest! {
             Request::ReadFile(a, fd, len), Request::WriteFile(a, fd, m, time, &data), Request::MakeDir(a, m, flag),
             Request::Remove(a, removal), Request::OpenDir(a), Request::Entries(fd), Request::Rename(a, b),
             Request::Link(a, b), Request::Symlink(a, b), Request::ReadLink(a), Request::Resolve(a), Request::Copy(a, b),
+            Request::Take(a, fd, n, !n),
+            Request::Give(a, fd, n, !n),
         ];
         for request in requests {
             let mut bytes = Vec::new();
@@ -151,7 +153,7 @@ proptest! {
     }
 
     #[test]
-    fn any_request_decodes_or_fails(kind in 0u8..30, payload in vec(prop_oneof![Just(0), 0u8..6, any::<u8>()], 0..300)) {
+    fn any_request_decodes_or_fails(kind in 0u8..32, payload in vec(prop_oneof![Just(0), 0u8..6, any::<u8>()], 0..300)) {
         let mut bytes = (payload.len() as u32).to_le_bytes().to_vec();
         bytes.extend([1, 0, 0, 0, kind]);
         bytes.extend(payload);
@@ -199,7 +201,7 @@ fn a_worker_drops_a_host_that_makes_no_sense() {
     assert!(say(b"GET / HTTP/1.0\r\n\r\n").is_empty());
     assert!(say(&frame(MAX_REQUEST as u32 + 1, 5, b"")).is_empty());
     assert!(say(&frame(u32::MAX, 5, b"")).is_empty());
-    for op in [0, 27, 200, 255] {
+    for op in [0, 29, 200, 255] {
         assert!(say(&frame(0, op, b"")).is_empty(), "operation {op}");
     }
     // A path without its NUL, one with two, a number too few, a byte too many, a read of too much.

@@ -118,6 +118,12 @@ pub enum Request<'a> {
     Resolve(&'a CStr),
     /// Copies a regular file and its mode: from, to. Answer: bytes copied, `u64`.
     Copy(&'a CStr, &'a CStr),
+    /// Copies so many bytes from the head of a file that the host gives, by its path, to an offset. Answer: bytes
+    /// copied, `u64`.
+    Take(&'a CStr, i32, u64, u64),
+    /// Copies so many bytes to the head of a file that the host gives, by its path, from an offset. Answer: bytes
+    /// copied, `u64`.
+    Give(&'a CStr, i32, u64, u64),
 }
 
 /// Flag in a mode of [`Request::WriteFile`].
@@ -211,6 +217,8 @@ mod op {
     pub(super) const READ_LINK: u8 = 24;
     pub(super) const RESOLVE: u8 = 25;
     pub(super) const COPY: u8 = 26;
+    pub(super) const TAKE: u8 = 27;
+    pub(super) const GIVE: u8 = 28;
 }
 
 impl<'a> Request<'a> {
@@ -253,6 +261,12 @@ impl<'a> Request<'a> {
             Request::Lock(fd, how) => {
                 put_fd(fd, out);
                 out.extend_from_slice(&how.to_le_bytes());
+            }
+            Request::Take(path, fd, at, len) | Request::Give(path, fd, at, len) => {
+                put_str(path, out);
+                put_fd(fd, out);
+                out.extend_from_slice(&at.to_le_bytes());
+                out.extend_from_slice(&len.to_le_bytes());
             }
             Request::Chmod(target, mode) => {
                 put_target(target, out);
@@ -334,6 +348,8 @@ impl<'a> Request<'a> {
             Request::ReadLink(_) => op::READ_LINK,
             Request::Resolve(_) => op::RESOLVE,
             Request::Copy(..) => op::COPY,
+            Request::Take(..) => op::TAKE,
+            Request::Give(..) => op::GIVE,
         }
     }
 
@@ -381,6 +397,8 @@ impl<'a> Request<'a> {
             op::READ_LINK => Request::ReadLink(r.string()?),
             op::RESOLVE => Request::Resolve(r.string()?),
             op::COPY => Request::Copy(r.string()?, r.string()?),
+            op::GIVE => Request::Give(r.string()?, r.i32()?, r.u64()?, r.u64()?),
+            op::TAKE => Request::Take(r.string()?, r.i32()?, r.u64()?, r.u64()?),
             other => return Err(Error::UnknownKind(other)),
         };
         if r.rest.is_empty() { Ok(Some((id, request, wanted))) } else { Err(Error::Malformed) }

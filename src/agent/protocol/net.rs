@@ -61,11 +61,18 @@ pub enum Opt {
     Error = 6,
     /// `IPV6_V6ONLY`.
     OnlyV6 = 7,
+    /// How many seconds a closed connection goes on sending; [`NO_LINGER`] where nothing is said.
+    Linger = 8,
+    /// `TCP_QUICKACK`.
+    QuickAck = 9,
 }
+
+/// [`Opt::Linger`] of a connection of which nothing was said.
+pub const NO_LINGER: u32 = u32::MAX;
 
 impl Opt {
     fn parse(byte: u8) -> Result<Self, Error> {
-        const ALL: [Opt; 8] = [
+        const ALL: [Opt; 10] = [
             Opt::NoDelay,
             Opt::Ttl,
             Opt::Broadcast,
@@ -74,6 +81,8 @@ impl Opt {
             Opt::MulticastLoopV6,
             Opt::Error,
             Opt::OnlyV6,
+            Opt::Linger,
+            Opt::QuickAck,
         ];
         ALL.get(usize::from(byte)).copied().ok_or(Error::Malformed)
     }

@@ -3,9 +3,8 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Instant;
 
-use super::{Failure, Name, Opened, Place, Until, Waker, opened, request, timed_out};
+use super::{Failure, Name, Opened, Place, Until, Waker, opened, request, wait_for};
 use crate::agent::Client;
 use crate::agent::client::{Receiver, Shared, lock};
 use crate::agent::errno::guest_error;
@@ -141,24 +140,8 @@ impl Owned {
         until: Until,
         mut done: impl FnMut(&mut State) -> Option<io::Result<T>>,
     ) -> io::Result<T> {
-        let deadline = until.deadline();
-        let mut state = self.state();
-        loop {
-            if let Some(result) = done(&mut state) {
-                return result;
-            }
-            if state.lost {
-                drop(state);
-                return Err(self.shared.ended_error());
-            }
-            let changed = &self.slot.changed;
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            state = match left {
-                None => changed.wait(state).unwrap_or_else(|e| e.into_inner()),
-                Some(left) if left.is_zero() => return Err(timed_out()),
-                Some(left) => changed.wait_timeout(state, left).unwrap_or_else(|e| e.into_inner()).0,
-            };
-        }
+        let changed = &self.slot.changed;
+        wait_for(&self.shared, self.state(), changed, until, |state| (done(state), state.lost))
     }
 
     fn opened(&self, until: Until) -> io::Result<()> {

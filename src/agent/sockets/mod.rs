@@ -15,13 +15,14 @@ mod tests;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, MutexGuard};
 use std::time::Instant;
 
 pub use connection::{Connection, Listener};
 pub use datagrams::Datagrams;
 pub use request::look_up;
 
+use super::client::Shared;
 use super::errno::guest_error;
 use super::protocol::Error;
 use super::protocol::net::{Address, MAX_NAME, MAX_UNIX_NAME, Reason, Target};
@@ -47,6 +48,34 @@ impl Until {
             Until::Time(at) => Some(at),
             Until::Now => Some(Instant::now()),
         }
+    }
+}
+
+/// Waits until `look` gives something. `EAGAIN` when the time is over first, an error when it says that the connection
+/// to the agent has ended.
+fn wait_for<S, T>(
+    shared: &Shared,
+    mut state: MutexGuard<'_, S>,
+    changed: &Condvar,
+    until: Until,
+    mut look: impl FnMut(&mut S) -> (Option<io::Result<T>>, bool),
+) -> io::Result<T> {
+    let deadline = until.deadline();
+    loop {
+        match look(&mut state) {
+            (Some(result), _) => return result,
+            (None, true) => {
+                drop(state);
+                return Err(shared.ended_error());
+            }
+            (None, false) => {}
+        }
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        state = match left {
+            None => changed.wait(state).unwrap_or_else(|e| e.into_inner()),
+            Some(left) if left.is_zero() => return Err(timed_out()),
+            Some(left) => changed.wait_timeout(state, left).unwrap_or_else(|e| e.into_inner()).0,
+        };
     }
 }
 

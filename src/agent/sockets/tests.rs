@@ -114,7 +114,7 @@ proptest! {
             ]);
         }
         for opt in [Opt::NoDelay, Opt::Ttl, Opt::Broadcast, Opt::MulticastLoopV4, Opt::MulticastTtlV4,
-            Opt::MulticastLoopV6, Opt::Error, Opt::OnlyV6] {
+            Opt::MulticastLoopV6, Opt::Error, Opt::OnlyV6, Opt::Linger, Opt::QuickAck] {
             messages.push(Message::Socket(Request::Do(p.n, Action::Get(opt))));
             messages.push(Message::Socket(Request::Do(p.n, Action::Set(opt, !p.n))));
         }

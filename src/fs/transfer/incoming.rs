@@ -13,6 +13,7 @@ use rustix::fs::SeekFrom;
 use super::check_depth;
 use crate::agent::files::{Handle, Lease};
 use crate::agent::protocol::files::{KEEP_MODE, MAX_CHUNK, Removal, Request, Target, Time};
+use crate::fs::bulk;
 use crate::fs::error::Context;
 use crate::fs::guest::{Guest, O_CREAT_TRUNC, opened};
 
@@ -176,7 +177,7 @@ impl Sender<'_> {
         buffer: &mut [u8],
     ) -> io::Result<()> {
         let sparse = super::is_sparse(metadata);
-        let mut at = 0;
+        let (mut at, mut whole) = (0, true);
         loop {
             let mut until = u64::MAX;
             if sparse {
@@ -191,6 +192,19 @@ impl Sender<'_> {
                     Err(rustix::io::Errno::NXIO) => break,
                     Err(e) => return Err(e.into()).at("read", from),
                 }
+            }
+            if whole && metadata.is_file() && until.min(metadata.len()).saturating_sub(at) > SMALL {
+                self.settle(0, 0)?;
+                let start = at;
+                at = bulk::give(&self.guest.files, &mut self.lease, handle.fd(), at, |buffer, at| {
+                    buffer.truncate(usize::try_from(until - at).unwrap_or(usize::MAX));
+                    let n = read_full(file, buffer, at).at("read", from)?;
+                    buffer.truncate(n);
+                    Ok(())
+                })?;
+                self.copied += at - start;
+                // Elsewhere than on the root it is the same for all pieces.
+                whole = at > start;
             }
             while at < until {
                 let room = buffer.len().min(usize::try_from(until - at).unwrap_or(usize::MAX));

@@ -12,6 +12,7 @@ use super::{PERMISSIONS, check_depth};
 use crate::agent::files::{Handle, Lease};
 use crate::agent::protocol::files::{MAX_CHUNK, Request, Stat};
 use crate::fs::FileType;
+use crate::fs::bulk;
 use crate::fs::dir::{Entry, open_dir};
 use crate::fs::error::Context;
 use crate::fs::guest::{Guest, number, os, read_head};
@@ -177,6 +178,21 @@ impl Receiver<'_> {
 
     /// Copies from where the file stands to its end, or until `until`.
     fn stream(&mut self, rest: &mut Rest, until: u64) -> io::Result<()> {
+        // As far as the file went when it was opened; what it has grown by since comes after.
+        let known = rest.stat.size.min(until);
+        if rest.stat.mode & S_IFMT == S_IFREG && known.saturating_sub(rest.at) > MAX_CHUNK as u64 {
+            let target = rest.target.file();
+            let at = bulk::take(
+                &self.guest.files,
+                &mut self.lease,
+                rest.handle.fd(),
+                rest.at,
+                known,
+                |bytes, at| target.write_all_at(bytes, at),
+            )?;
+            self.copied += at - rest.at;
+            rest.at = at;
+        }
         let (mut asked, mut ended) = (rest.at, false);
         self.buffer.resize(MAX_CHUNK, 0);
         loop {

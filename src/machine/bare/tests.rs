@@ -249,13 +249,13 @@ fn second(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(esp, 0x6_0000)?;
     // The segments of the first processor.
     a.lgdt(ptr(GDT_POINTER))?;
-    a.mov(eax, 0x10)?;
-    a.mov(ss, eax)?;
     let mut there = a.create_label();
-    a.push(8)?;
+    for word in [0x10, 0x6_0000, 2, 8] {
+        a.push(word)?;
+    }
     a.lea(rax, ptr(there))?;
     a.push(rax)?;
-    a.retfq()?;
+    a.iretq()?;
     a.set_label(&mut there)?;
     interrupts_on(a, false)?;
     a.mov(dword_ptr(FLAGS + 4), 1)?;

@@ -19,11 +19,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::error::named;
 use super::place::{End, EndKind};
 use super::tcp::ip;
 use super::{SocketAddrs, host};
-use crate::agent::{self, Connection, Helper, Until, Waker, Watch};
+use crate::agent::{self, Connection, Helper, Until, Waker, Watch, named};
 use crate::sys::sockets::{Bell, Interest, wait};
 
 use endpoint::Endpoint;
@@ -145,10 +144,12 @@ pub(super) fn relay(from: End, at: &SocketAddrs, to: End, target: SocketAddrs) -
         }
     };
     let dial = match &to.0 {
-        EndKind::Host => Dial::Host(host::resolve(&target).map_err(|e| named("look up", &target, e))?),
+        EndKind::Host => {
+            Dial::Host(host::resolve(&target).map_err(|e| named(format_args!("look up {target}"), e))?)
+        }
         EndKind::Guest(client) => Dial::Guest(client.clone(), target.place()),
     };
-    let (listener, local) = listen().map_err(|e| named("listen at", at, e))?;
+    let (listener, local) = listen().map_err(|e| named(format_args!("listen at {at}"), e))?;
     let client = [&from, &to].into_iter().find_map(|end| match &end.0 {
         EndKind::Guest(client) => Some(client.clone()),
         EndKind::Host => None,

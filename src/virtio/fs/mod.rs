@@ -2,6 +2,7 @@
 //!
 //! * `spec`, `wire`: numbers and layouts of the protocol
 //! * `session`: what each request does, with `ledger` of what the client holds
+//! * `offers`: bytes that host and guest give each other by way of a file
 //! * `buffers`, `listing`: answers that go straight into guest memory, and directory entries
 //!
 //! Queue 0 is for what must not wait behind other requests (FORGET), the rest carry requests. A request is carried out
@@ -16,6 +17,7 @@
 mod buffers;
 mod ledger;
 mod listing;
+mod offers;
 mod saved;
 mod session;
 mod spec;
@@ -33,6 +35,7 @@ use super::interrupt::Interrupt;
 use super::queue::{Chain, QueueError, QueueRegs, Virtqueue};
 use crate::vfs::{Errno, FileSystem};
 
+pub use self::offers::Offer;
 pub use self::session::Caching;
 
 /// Entries of each queue: a transfer of 1 MiB in scattered pages, and then some.
@@ -99,6 +102,17 @@ impl FsHost {
         let session = Arc::new(forked.0.fork()?);
         *self.shared.session.write().unwrap_or_else(|e| e.into_inner()) = Some(session);
         Ok(())
+    }
+
+    /// Has the guest find a file with these bytes in the root, to copy from, for as long as the [`Offer`] lives. `None`
+    /// if there is no file system, or there are too many offers.
+    pub fn offer(&self, bytes: Arc<Vec<u8>>) -> Option<Offer> {
+        Offer::source(&self.shared.session()?.offers, bytes)
+    }
+
+    /// Has the guest find a file in the root to copy at most `most` bytes to, likewise.
+    pub fn accept(&self, most: usize) -> Option<Offer> {
+        Offer::sink(&self.shared.session()?.offers, most)
     }
 
     /// Puts `fs` behind the device, before the guest mounts it. What was there before is let go.

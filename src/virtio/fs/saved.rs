@@ -35,6 +35,7 @@ impl Forked {
             caching,
             minor: AtomicU32::new(client.minor),
             ledger: Mutex::new(Ledger::load(client)),
+            offers: Arc::default(),
         })))
     }
 }

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::buffers::{Sink, Source};
+use super::buffers::{self, Source};
 use super::listing::Listing;
+use super::offers::{self, Offers, Sink};
 use super::spec::*;
 use super::wire::{Args, Body, Header};
 use crate::memory::GuestRam;
@@ -23,6 +24,8 @@ use crate::virtio::queue::Chain;
 
 /// Most bytes of data in one READ or WRITE.
 const MAX_IO: u32 = 1 << 20;
+/// Most bytes that are copied from an offer in one request.
+const MAX_COPY: usize = 2 << 20;
 /// Most bytes of a request without file data: two names, or a value of an extended attribute.
 pub(super) const MAX_ARGS: usize = (64 << 10) + 8192;
 /// Nodes in one BATCH_FORGET; the client's kernel sends far fewer.
@@ -48,6 +51,8 @@ pub(super) struct Session {
     /// The minor version agreed on; 0 while fresh.
     pub(super) minor: AtomicU32,
     pub(super) ledger: Mutex<Ledger>,
+    /// What the host gives the client besides.
+    pub(super) offers: Arc<Offers>,
 }
 
 /// What to answer.
@@ -83,7 +88,7 @@ fn body(fill: impl FnOnce(&mut Body)) -> Result<Answer> {
 
 impl Session {
     pub(super) fn new(fs: Arc<dyn FileSystem>, caching: Caching) -> Self {
-        Self { fs, caching, minor: AtomicU32::new(0), ledger: Mutex::default() }
+        Self { fs, caching, minor: AtomicU32::new(0), ledger: Mutex::default(), offers: Arc::default() }
     }
 
     pub(super) fn file_system(&self) -> &Arc<dyn FileSystem> {
@@ -99,7 +104,8 @@ impl Session {
         // The ledger last: what the client takes meanwhile it does not have in the clone. It stands still anyway.
         let fs = self.fs.fork()?;
         let minor = AtomicU32::new(self.minor.load(Ordering::SeqCst));
-        Ok(Self { fs, caching: self.caching, minor, ledger: Mutex::new(self.ledger().clone()) })
+        let ledger = Mutex::new(self.ledger().clone());
+        Ok(Self { fs, caching: self.caching, minor, ledger, offers: Arc::default() })
     }
 
     /// The client is gone: takes back all it held.
@@ -123,6 +129,9 @@ impl Session {
             return Err(Errno::EIO);
         }
         let (fs, caller, node, mut a) = (&*self.fs, &r.header.caller, r.header.node, r.args);
+        if let Some(answer) = self.offered(r) {
+            return answer;
+        }
         match r.header.opcode {
             op::LOOKUP => match fs.lookup(caller, node, a.name()?) {
                 Err(Errno::ENOENT) if self.caching == Caching::Private => body(|b| _ = b.no_entry(FOREVER)),
@@ -272,6 +281,85 @@ impl Session {
         }
     }
 
+    /// The answer to what is about an offer: it is found, opened and copied from or to, and nothing else.
+    fn offered(&self, r: &Request<'_>) -> Option<Result<Answer>> {
+        let (node, mut a) = (r.header.node, r.args);
+        match r.header.opcode {
+            op::LOOKUP => {
+                let entry = self.offers.lookup(node, a.string().ok()?)?;
+                Some(body(|b| _ = b.entry(&entry)))
+            }
+            op::GETATTR => {
+                let attr = self.offers.attr(node)?;
+                Some(body(|b| _ = b.attr_out(&attr, Duration::ZERO)))
+            }
+            op::OPEN => {
+                self.offers.attr(node)?;
+                Some(body(|b| _ = b.u64(0).u32(FOPEN_NOFLUSH).u32(0)))
+            }
+            op::COPY_FILE_RANGE => {
+                let to = NodeId(Args(a.0.get(16..)?).u64().ok()?);
+                let copied = match (self.offers.source(node), self.offers.sink(to)) {
+                    (Some(bytes), None) => self.copy_from(&bytes, a),
+                    (None, Some(sink)) => self.copy_to(node, &sink, a),
+                    (None, None) => return None,
+                    (Some(_), Some(_)) => Err(Errno::EINVAL),
+                };
+                Some(copied.and_then(|n| body(|b| _ = b.u32(n as u32).u32(0))))
+            }
+            _ => None,
+        }
+    }
+
+    fn copy_from(&self, bytes: &[u8], mut a: Args<'_>) -> Result<usize> {
+        let (_, offset, to) = (a.u64()?, a.u64()?, NodeId(a.u64()?));
+        let (handle, to_offset, length) = (self.file(to, a.u64()?)?, a.u64()?, a.u64()?);
+        let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
+        // Not all at once: the client's processor stands still meanwhile.
+        let length = rest.len().min(usize::try_from(length).unwrap_or(usize::MAX)).min(MAX_COPY);
+        let mut done = 0;
+        for part in rest.get(..length).unwrap_or_default().chunks(MAX_IO as usize) {
+            let at = to_offset.checked_add(done as u64).ok_or(Errno::EFBIG)?;
+            match self.fs.write(to, handle, at, part.len() as u32, &mut &*part, false) {
+                Ok(n) => done += n.min(part.len()),
+                Err(e) if done == 0 => return Err(e),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+
+    /// What is copied to an offer goes behind what it has, and not beyond what it takes.
+    fn copy_to(&self, node: NodeId, sink: &Mutex<Sink>, mut a: Args<'_>) -> Result<usize> {
+        let (handle, offset) = (self.file(node, a.u64()?)?, a.u64()?);
+        let (_, _, to_offset, length) = (a.u64()?, a.u64()?, a.u64()?, a.u64()?);
+        let mut sink = offers::lock(sink);
+        let start = sink.bytes.len();
+        if to_offset != start as u64 {
+            return Err(Errno::EINVAL);
+        }
+        let room = sink.most.saturating_sub(start).min(MAX_COPY);
+        let length = usize::try_from(length).unwrap_or(usize::MAX).min(room);
+        let mut done = 0;
+        while done < length {
+            let part = (length - done).min(MAX_IO as usize);
+            let at = offset.checked_add(done as u64).ok_or(Errno::EINVAL)?;
+            match self.fs.read(node, handle, at, part as u32, &mut sink.bytes) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(e) if done == 0 => return Err(e),
+                Err(_) => break,
+            }
+            // Whatever a file system says, this is what there is.
+            let read = sink.bytes.len().saturating_sub(start).min(length);
+            if std::mem::replace(&mut done, read) == read {
+                break;
+            }
+        }
+        sink.bytes.truncate(start + done);
+        Ok(done)
+    }
+
     fn init(&self, mut a: Args<'_>) -> Result<Answer> {
         let (major, minor, readahead, low) = (a.u32()?, a.u32()?, a.u32()?, a.u32()?);
         if major > MAJOR {
@@ -367,7 +455,8 @@ impl Session {
         let mut a = r.args;
         let (handle, offset, size) = (self.file(r.header.node, a.u64()?)?, a.u64()?, a.u32()?);
         let size = size.min(MAX_IO).min(u32::try_from(r.room).unwrap_or(u32::MAX));
-        let mut sink = Sink { ram: r.ram, chain: r.chain, at: OUT_HEADER, end: OUT_HEADER + size as usize };
+        let mut sink =
+            buffers::Sink { ram: r.ram, chain: r.chain, at: OUT_HEADER, end: OUT_HEADER + size as usize };
         let n = self.fs.read(r.header.node, handle, offset, size, &mut sink)?;
         Ok(Answer::Written(n.min(size as usize)))
     }

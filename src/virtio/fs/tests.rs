@@ -509,3 +509,117 @@ fn requests_of_random_bytes_never_break_the_device() {
     client.init(7, 38).unwrap();
     client.assert_well();
 }
+
+#[test]
+fn an_offer_is_copied_from_and_nothing_else() {
+    let mut client = Client::memory();
+    let bytes: Vec<u8> = (0..5_000_000u32).map(|n| (n ^ (n >> 8)) as u8).collect();
+    let offer = client.host.offer(Arc::new(bytes.clone())).unwrap();
+    let name = offer.name().to_bytes().to_vec();
+    let found = client.call(op::LOOKUP, ROOT, &[&name[..], b"\0"].concat()).unwrap();
+    let node = u64_at(&found, 0);
+    let (entry_ttl, attr_ttl) = (u64_at(&found, 16), u64_at(&found, 24));
+    assert_eq!((entry_ttl, attr_ttl), (0, 0), "the name may be forgotten at once");
+    assert_eq!(u64_at(&client.call(op::GETATTR, node, &quads(&[0, 0])).unwrap(), 24), 5_000_000);
+    let handle = u64_at(&client.call(op::OPEN, node, &words(&[0, 0])).unwrap(), 0);
+    // In pieces, from and to any place.
+    let (to, to_handle) = client.create("f");
+    let mut done = 0;
+    while done < 5_000_000 {
+        let copy = quads(&[handle, done, to, to_handle, 7 + done, 1 << 40, 0]);
+        let n = u32_at(&client.call(op::COPY_FILE_RANGE, node, &copy).unwrap(), 0);
+        assert!((1..=2 << 20).contains(&n));
+        done += u64::from(n);
+    }
+    assert_eq!(done, 5_000_000);
+    let copied: Vec<u8> =
+        (0..5).flat_map(|n| client.read(to, to_handle, 7 + n * 1_000_000, 1_000_000).unwrap()).collect();
+    assert!(copied == bytes);
+    // Not beyond its end, not to what is not open, not beyond all offsets.
+    for (from, expected) in [(5_000_000, Ok(0)), (u64::MAX, Ok(0))] {
+        let copy = quads(&[handle, from, to, to_handle, 0, 10, 0]);
+        assert_eq!(client.call(op::COPY_FILE_RANGE, node, &copy).map(|n| u32_at(&n, 0)), expected);
+    }
+    let copy = quads(&[handle, 0, to, to_handle + 1, 0, 10, 0]);
+    assert_eq!(client.call(op::COPY_FILE_RANGE, node, &copy), Err(EBADF));
+    for at in [u64::MAX, (1 << 63) - 1] {
+        let copy = quads(&[handle, 0, to, to_handle, at, 10, 0]);
+        assert!(client.call(op::COPY_FILE_RANGE, node, &copy).is_err());
+    }
+    // It is no file otherwise: not read, written, changed, listed, removed.
+    assert_eq!(client.read(node, handle, 0, 10), Err(EBADF));
+    assert_eq!(client.write(node, handle, 0, b"x"), Err(EBADF));
+    assert!(client.lookup(node, &name).is_err());
+    let mut set = words(&[fattr::SIZE, 0]);
+    set.resize(88, 0);
+    assert!(client.call(op::SETATTR, node, &set).is_err());
+    assert!(client.call(op::UNLINK, ROOT, &[&name[..], b"\0"].concat()).is_err());
+    client.call(op::RELEASE, node, &quads(&[handle, 0, 0])).unwrap();
+    let forget = client.request(op::FORGET, node, &quads(&[1]));
+    assert!(client.raw(&forget, 4096).is_empty());
+    let dir = u64_at(&client.call(op::OPENDIR, ROOT, &words(&[0, 0])).unwrap(), 0);
+    let list = [&quads(&[dir, 0])[..], &words(&[4096, 0])].concat();
+    let listed = client.call(op::READDIR, ROOT, &list).unwrap();
+    assert!(listed.windows(1).any(|part| part == b"f") && !listed.windows(4).any(|part| part == b".cc-"));
+
+    // A clone does not have it, nor anybody when it is over.
+    let mut clone = Client::new(None);
+    clone.host.serve_fork(&client.host.fork().unwrap().unwrap()).unwrap();
+    assert_eq!(clone.call(op::GETATTR, node, &quads(&[0, 0])), Err(ESTALE));
+    drop(offer);
+    let copy = quads(&[handle, 0, to, to_handle, 0, 10, 0]);
+    assert_eq!(client.call(op::COPY_FILE_RANGE, node, &copy), Err(EBADF));
+    assert_eq!(client.call(op::GETATTR, node, &quads(&[0, 0])), Err(ESTALE));
+    assert!(client.call(op::OPEN, node, &words(&[0, 0])).is_err());
+    // Not without bound.
+    let many: Vec<_> = std::iter::from_fn(|| client.host.offer(Arc::default())).collect();
+    assert_eq!(many.len(), 64);
+    drop(many);
+    assert!(client.host.offer(Arc::default()).is_some());
+    client.assert_well();
+}
+
+#[test]
+fn an_offer_is_copied_to_and_takes_no_more_than_it_says() {
+    let mut client = Client::memory();
+    let bytes: Vec<u8> = (0..3_000_000u32).map(|n| (n ^ (n >> 8)) as u8).collect();
+    let (from, handle) = client.create("f");
+    for (n, part) in bytes.chunks(1_000_000).enumerate() {
+        client.write(from, handle, n as u64 * 1_000_000, part).unwrap();
+    }
+    let offer = client.host.accept(2_500_000).unwrap();
+    let node = client.lookup(ROOT, offer.name().to_bytes()).unwrap();
+    client.call(op::OPEN, node, &words(&[1, 0])).unwrap();
+    let mut copy = |offset: u64, to: u64, to_offset: u64| {
+        let copy = quads(&[handle, offset, to, 0, to_offset, 1 << 40, 0]);
+        client.call(op::COPY_FILE_RANGE, from, &copy).map(|n| u64::from(u32_at(&n, 0)))
+    };
+    let mut done = 0;
+    while done < 2_500_000 {
+        let n = copy(100 + done, node, done).unwrap();
+        assert!((1..=2 << 20).contains(&n));
+        done += n;
+    }
+    // Full, and in no other order.
+    assert_eq!((done, copy(0, node, done)), (2_500_000, Ok(0)));
+    for odd in [0, 1, done - 1, done + 1, u64::MAX] {
+        assert_eq!(copy(0, node, odd), Err(EINVAL));
+    }
+    assert!(offer.take() == bytes[100..2_500_100]);
+    // At the file's end; from nowhere.
+    assert_eq!(copy(2_999_990, node, 0), Ok(10));
+    assert_eq!(copy(3_000_000, node, 10), Ok(0));
+    assert_eq!(offer.take(), bytes[2_999_990..]);
+    let forged = quads(&[handle + 1, 0, node, 0, 0, 10, 0]);
+    assert_eq!(client.call(op::COPY_FILE_RANGE, from, &forged), Err(EBADF));
+    // From one offer to another there is nothing to copy.
+    let source = client.host.offer(Arc::new(bytes)).unwrap();
+    let source_node = client.lookup(ROOT, source.name().to_bytes()).unwrap();
+    let between = quads(&[0, 0, node, 0, 0, 10, 0]);
+    assert_eq!(client.call(op::COPY_FILE_RANGE, source_node, &between), Err(EINVAL));
+    drop(offer);
+    let late = quads(&[handle, 0, node, 0, 0, 10, 0]);
+    assert!(client.call(op::COPY_FILE_RANGE, from, &late).is_err());
+    assert_eq!(client.write(node, 0, 0, b"x"), Err(EBADF));
+    client.assert_well();
+}

@@ -214,6 +214,12 @@ impl Conn {
         }
     }
 
+    /// Whether a read would not wait.
+    pub(super) fn is_readable(&self) -> bool {
+        let over = self.shut_here & SHUTDOWN_RECEIVE != 0 || self.shut_there & SHUTDOWN_SEND != 0;
+        !self.rx.is_empty() || over || self.error.is_some() || self.phase == Phase::Dead
+    }
+
     /// What a read has to report now; `None` if it has to wait.
     pub(super) fn read(&mut self, buf: &mut [u8]) -> Option<io::Result<usize>> {
         if !self.rx.is_empty() {

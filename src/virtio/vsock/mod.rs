@@ -131,7 +131,10 @@ impl VirtioDevice for Vsock {
         state.active.iter().flat_map(Active::regs).collect()
     }
     fn pause(&self) {
-        self.shared.lock().paused = true;
+        let mut state = self.shared.lock();
+        state.paused = true;
+        // Who waits only as long as the guest runs.
+        state.conns.values().for_each(conn::Conn::wake_all);
     }
     fn resume(&self) {
         let mut state = self.shared.lock();

@@ -94,6 +94,11 @@ impl VsockHost {
         self.shared.close();
     }
 
+    /// Whether the device stands still: nothing is exchanged with the guest until it goes on.
+    pub fn is_paused(&self) -> bool {
+        self.shared.lock().paused
+    }
+
     /// Connections that take up room now, including those about to end.
     pub fn connections(&self) -> usize {
         self.shared.lock().conns.len()
@@ -197,6 +202,28 @@ impl VsockStream {
     pub fn is_open(&self) -> bool {
         let state = self.handle.shared.lock();
         state.conns.get(&self.handle.id).is_some_and(|c| c.phase == Phase::Established && c.shut_there == 0)
+    }
+
+    /// Waits until a read would not wait; false when the device stands still before that.
+    pub fn wait_readable(&self) -> bool {
+        let handle = &*self.handle;
+        let mut state = handle.shared.lock();
+        loop {
+            let Some(conn) = state.conns.get_mut(&handle.id).filter(|conn| !conn.is_readable()) else {
+                return true;
+            };
+            conn.readers += 1;
+            let paused = state.paused;
+            if !paused {
+                state = wait(&handle.readable, state, None);
+            }
+            if let Some(conn) = state.conns.get_mut(&handle.id) {
+                conn.readers -= 1;
+            }
+            if paused {
+                return false;
+            }
+        }
     }
 
     /// Ends one or both directions. Bytes written before still reach the guest, bytes received

@@ -38,6 +38,11 @@ pub(crate) fn owners(at: &Place<'_, impl Fs + Sync>) {
     }
     at.on.chown(&path, Some(7), Some(8)).unwrap();
     assert_eq!(owner("f"), (7, 8));
+    let file = at.on.open(&path).unwrap();
+    file.chown(None, Some(9)).unwrap();
+    assert_eq!(owner("f"), (7, 9));
+    file.chown(Some(7), Some(8)).unwrap();
+    assert_eq!(owner("f"), (7, 8));
     at.on.chown(&path, None, Some(9)).unwrap();
     at.on.chown(&path, None, None).unwrap();
     assert_eq!(owner("f"), (7, 9));
