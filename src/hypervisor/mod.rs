@@ -9,6 +9,7 @@
 //! [`VcpuSignal::kick`] ends `run` with [`Exit::Kicked`] soon, wherever the guest is, also in HLT.
 
 pub(crate) mod flat;
+pub mod hvf;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 mod model;
@@ -18,6 +19,7 @@ pub mod soft;
 #[cfg(test)]
 mod tests;
 mod unavailable;
+pub mod whp;
 
 use std::sync::Arc;
 

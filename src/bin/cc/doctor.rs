@@ -52,15 +52,15 @@ fn host() -> Finding {
     Finding { name: "host", ok: true, text }
 }
 
-/// Says what there is and that this version does not use it.
+/// What the probe says of hardware virtualization, and so what machines run on.
 fn hardware() -> Finding {
     const NAME: &str = "hypervisor";
-    let path = "/dev/kvm";
-    let text = match std::fs::OpenOptions::new().read(true).write(true).open(path) {
-        Ok(_) => format!("{path} opens, but this version runs on its software CPU only"),
-        Err(e) => format!("{path}: {e}; the software CPU needs none"),
-    };
-    Finding { name: NAME, ok: false, text }
+    match cc::supports_hypervisor() {
+        Ok(how) => Finding { name: NAME, ok: true, text: how },
+        Err(why) => {
+            Finding { name: NAME, ok: false, text: format!("{why}; machines run on the software CPU") }
+        }
+    }
 }
 
 fn cache_dir(cache: &CacheArgs) -> Finding {

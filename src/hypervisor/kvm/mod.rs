@@ -25,6 +25,8 @@ mod opinion;
 mod run;
 mod state;
 mod system;
+#[cfg(test)]
+mod tests;
 mod time;
 
 use std::sync::atomic::{AtomicU64, Ordering};
