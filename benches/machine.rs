@@ -11,6 +11,8 @@
 //! anything is measured. Each figure comes from real machines; one that cannot be had is left out
 //! with a note on standard error.
 
+#[path = "machine/backends.rs"]
+mod backends;
 #[path = "machine/files.rs"]
 mod files;
 #[path = "machine/guest_fs.rs"]
@@ -63,6 +65,7 @@ const PULL: [&str; 2] = ["pull.mb_s", "pull.vs_skopeo_umoci"];
 /// All names, in the order in which they are measured.
 fn names() -> Vec<String> {
     let mut names: Vec<String> = ONE.into_iter().chain(BOOT).map(str::to_owned).collect();
+    names.extend(backends::NAMES.map(str::to_owned));
     names.extend(snapshots::NAMES.map(str::to_owned));
     names.extend(files::NAMES.map(str::to_owned));
     names.extend(net::NAMES.map(str::to_owned));
@@ -87,6 +90,9 @@ fn main() -> Result<()> {
     }
     if report.wants_any(&BOOT) {
         boots(&mut report)?;
+    }
+    if report.wants_any(&backends::NAMES) {
+        backends::measure(&mut report)?;
     }
     if report.wants_any(&snapshots::NAMES) {
         snapshots::measure(&mut report)?;

@@ -66,7 +66,7 @@
 //! | 4 where machines come from | [`oci`]: images, registries, the store of layers |
 //! | 3 the running computer | [`machine`]: board, run loop, boot; the host's end of the guest protocol |
 //! | 2 hardware the guest sees | [`chipset`]: bus, interrupt controllers, timers, serial port; [`virtio`]: console, sockets, entropy |
-//! | 1 processors | [`hypervisor`]: the interface of all backends, and the software CPU |
+//! | 1 processors | [`hypervisor`]: the interface of all backends, the software CPU, KVM, the probe that chooses |
 //! | 1 files | [`vfs`]: layers of tar files, an overlay, memory, a host directory |
 //! | 0 ground | [`arch`]: processor state; [`memory`]: guest RAM; [`state`]: saved state; [`sys`]: the host's clock, entropy, memory |
 //!

@@ -7,6 +7,11 @@
 //!
 //! States of a vCPU: *stopped* (no thread in `run`; its state may be read and set) and *running*.
 //! [`VcpuSignal::kick`] ends `run` with [`Exit::Kicked`] soon, wherever the guest is, also in HLT.
+//!
+//! * [`soft`]: the software CPU, which works everywhere;
+//! * [`kvm`]: Linux's hypervisor; [`hvf`] and [`whp`]: those of macOS and Windows, not written yet;
+//! * [`probe`]: whether a hypervisor can run a kernel, and how fast;
+//! * [`CpuModel`]: what the processors are, the same on every backend.
 
 pub(crate) mod flat;
 pub mod hvf;

@@ -284,7 +284,7 @@ pub fn kvm() -> Result<Verdict, Unavailable> {
     let verdict = match place.as_ref().and_then(kept::read) {
         Some(verdict) => verdict,
         None => {
-            let verdict = kvm_anew(&system)?;
+            let verdict = kvm_of(&system)?;
             if let Some(place) = &place {
                 kept::write(place, &verdict);
             }
@@ -298,8 +298,15 @@ pub fn kvm() -> Result<Verdict, Unavailable> {
 ///
 /// # Errors
 /// As [`kvm`].
+pub fn kvm_anew() -> Result<Verdict, Unavailable> {
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    return kvm_of(&super::kvm::System::open()?);
+    #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+    kvm()
+}
+
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-pub fn kvm_anew(system: &super::kvm::System) -> Result<Verdict, Unavailable> {
+fn kvm_of(system: &super::kvm::System) -> Result<Verdict, Unavailable> {
     use super::{CpuModel, VmOptions};
     let options = VmOptions { model: CpuModel::Minimal, opinions: 0 };
     probe(|ram, clock| Ok(Box::new(super::kvm::KvmVm::new(system.clone(), ram, clock, 1, options)?))).map_err(

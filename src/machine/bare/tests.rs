@@ -362,3 +362,89 @@ fn images_that_cannot_be_are_refused() {
     let over_the_uart = hlt().ports(0x3f8..=0x3f8, Arc::new(Doubler::default()));
     assert!(matches!(over_the_uart.start(), Err(MachineError::Bus(_))));
 }
+
+/// Counts the interrupts of a periodic timer, and its own turns between them.
+fn counter(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    interrupts_on(a, true)?;
+    write_msr(a, 0x83e, 0xb)?;
+    write_msr(a, 0x832, u64::from(TIMER) | 1 << 17)?;
+    write_msr(a, 0x838, 2_000_000)?;
+    a.mov(r12, 0x0123_4567_89ab_cdef_u64)?;
+    a.movq(xmm7, r12)?;
+    a.sti()?;
+    let mut again = a.create_label();
+    a.set_label(&mut again)?;
+    a.hlt()?;
+    a.inc(dword_ptr(FLAGS))?;
+    a.movq(qword_ptr(FLAGS + 8), xmm7)?;
+    a.jmp(again)
+}
+
+/// Goes on from a snapshot on `platform`.
+fn go_on((state, ram): &(Vec<u8>, crate::memory::SavedRam), platform: Platform) -> Machine {
+    let restored = crate::machine::snapshot::reopen(state, ram).unwrap();
+    let (console, power) = (Console::new(), PowerSwitch::default());
+    let board = Board::new(BoardConfig {
+        ram: restored.ram.clone(),
+        cpus: restored.cpus(),
+        guest_cid: GUEST_CID,
+        serial: console.writer(None),
+        console: Box::new(std::io::sink()),
+        file_systems: Vec::new(),
+        power: power.callback(),
+    })
+    .unwrap();
+    let vcpus = restored.vcpus().to_vec();
+    let platform = platform.with_model(restored.model());
+    let lifetime = Some(Duration::from_secs(120));
+    Machine::start(board, platform, &vcpus, console, &power, lifetime, |board| {
+        restored.apply(board).map_err(|e| std::io::Error::other(e.to_string()).into())
+    })
+    .unwrap()
+}
+
+/// A program, its memory, its timer and the time go from one backend to the next and back, five times over, and from
+/// each to itself.
+#[test]
+fn a_program_moves_between_backends() {
+    let model = CpuModel::Minimal;
+    let platforms: Vec<Platform> = platforms().into_iter().map(|p| p.with_model(model)).collect();
+    let word = |machine: &Machine, at: u64| -> u64 {
+        u64::from(machine.board().ram().memory().read_obj::<u32>(GuestAddress(at)).unwrap())
+    };
+    let (timer, turns) = (COUNTS + 4 * u64::from(TIMER), FLAGS);
+    let program = BareMetal::new(Image::flat(CODE, assembled(CODE, counter))).platform(platforms[0]);
+    let program =
+        idt().into_iter().chain(stubs()).fold(program, |machine, (at, bytes)| machine.data(at, bytes));
+    let mut machine = program.timeout(Duration::from_secs(120)).start().unwrap();
+    let advance = |machine: &Machine| {
+        let (from, deadline) = (word(machine, timer), std::time::Instant::now() + Duration::from_secs(60));
+        while word(machine, timer) < from + 5 {
+            assert!(machine.ending().is_none(), "{:?}", machine.ending());
+            assert!(std::time::Instant::now() < deadline, "no interrupts come");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    advance(&machine);
+    let mut time = 0;
+    for round in 0..10 {
+        let frozen = machine.freeze().unwrap();
+        let (counted, turned) = (word(&machine, timer), word(&machine, turns));
+        let snapshot = crate::machine::snapshot::copy(&machine, &frozen).unwrap();
+        let state = frozen.vcpus().unwrap()[0].as_ref().unwrap().state.clone();
+        assert_eq!(state.gpr[12], 0x0123_4567_89ab_cdef);
+        assert_eq!(state.fpu.xmm[7], 0x0123_4567_89ab_cdef);
+        let now = machine.board().clock.now();
+        assert!(now > time, "time went back: {now} after {time}");
+        time = now;
+        drop(frozen);
+        drop(machine);
+        // To the other, to the same, and so on.
+        let next = platforms[round / 2 % platforms.len()];
+        machine = go_on(&snapshot, next);
+        assert!(word(&machine, timer) >= counted && word(&machine, turns) >= turned);
+        advance(&machine);
+        assert!(word(&machine, turns) > turned);
+        println!("on {}: {counted} interrupts, {turned} turns, {now} ns", next.backend);
+    }
+}
