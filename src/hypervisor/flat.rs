@@ -21,14 +21,13 @@ pub(crate) const CODE: u64 = 0x10_0000;
 /// Top of the stack.
 pub(crate) const STACK: u64 = 0x2_0000;
 /// Handler of vector `v`: `HANDLERS + 16 * v`.
-pub(crate) const HANDLERS: u64 = 0x9000;
-/// Page tables of four levels; the last page directory is at `DIRECTORIES + 3 * 0x1000`.
-pub(crate) const PML4: u64 = 0x1000;
+const HANDLERS: u64 = 0x9000;
+const PML4: u64 = 0x1000;
 const PDPT: u64 = 0x2000;
-pub(crate) const DIRECTORIES: u64 = 0x3000;
-pub(crate) const GDT: u64 = 0x7000;
-pub(crate) const TSS: u64 = 0x7800;
-pub(crate) const IDT: u64 = 0x8000;
+const DIRECTORIES: u64 = 0x3000;
+const GDT: u64 = 0x7000;
+const TSS: u64 = 0x7800;
+const IDT: u64 = 0x8000;
 const EXCEPTION_STACK: u64 = 0x1_f000;
 
 /// Writes the tables. `handler` gives the 16 bytes of code of each vector.
@@ -38,7 +37,7 @@ pub(crate) fn lay_out(ram: &GuestRam, handler: impl Fn(u8) -> [u8; 16]) -> Resul
     // Present, writable, for programs too; the last in 2 MiB pages.
     put(PML4, PDPT | 7)?;
     for gib in 0..4 {
-        put(PDPT + 8 * gib, DIRECTORIES + 0x1000 * gib | 7)?;
+        put(PDPT + 8 * gib, (DIRECTORIES + 0x1000 * gib) | 7)?;
         for page in 0..512 {
             put(DIRECTORIES + 0x1000 * gib + 8 * page, gib << 30 | page << 21 | 0x87)?;
         }

@@ -36,6 +36,7 @@ const VERSION: u32 = 0x0005_0014;
 const X2APIC: u64 = 1 << 10;
 /// Bits of the ICR that keep what is written.
 const ICR_LOW_WRITABLE: u32 = 0x000c_cfff;
+const MASKED: u32 = 1 << 16;
 /// Timer modes, bits 17 and 18 of its LVT entry.
 const MODE: u32 = 3 << 17;
 const DEADLINE: u32 = 2 << 17;
@@ -132,9 +133,11 @@ pub(super) fn set(fd: &VcpuFd, lapic: &Lapic, tsc: &Tsc, now: u64) -> Result<(),
         write(&mut page, reg::ISR + n * 0x10, lapic.isr[n]);
         write(&mut page, reg::TMR + n * 0x10, lapic.tmr[n]);
     }
-    write(&mut page, reg::TIMER_INITIAL, lapic.timer_initial);
-    write(&mut page, reg::TIMER_DIVIDE, lapic.timer_divide);
     let deadline_mode = lapic.lvt[0] & MODE == DEADLINE;
+    // The kernel would have one that has run out fire once more.
+    let over = lapic.deadline.is_none() && lapic.lvt[0] & MASKED == 0;
+    write(&mut page, reg::TIMER_INITIAL, if over { 0 } else { lapic.timer_initial });
+    write(&mut page, reg::TIMER_DIVIDE, lapic.timer_divide);
     let rest = match lapic.deadline {
         // At least one tick, so that one that is over still fires.
         Some(deadline) if !deadline_mode => {

@@ -11,18 +11,12 @@ use std::sync::{Arc, Mutex, OnceLock};
 use iced_x86::code_asm::CodeAssembler;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::arch::x86_64::{DescriptorTable, Segment, VcpuState, cr0, cr4, efer, gpr, rflags, seg};
+use crate::arch::x86_64::{DescriptorTable, Segment, VcpuState, gpr, rflags, seg};
+use crate::hypervisor::flat::{self, CODE, STACK, entry};
 use crate::hypervisor::{CpuModel, Exit, ExitIo, Vcpu, VcpuSignal, Vm, VmOptions, soft};
 use crate::memory::GuestRam;
 use crate::sys::clock::Clock;
 
-const CODE: u64 = 0x10_0000;
-const STACK: u64 = 0x20_0000;
-const IDT: u64 = 0x5000;
-const GDT: u64 = 0x6000;
-const TSS: u64 = 0x7000;
-/// Handler of vector `v`, at `HANDLERS + 16 * v`: `mov al, v; out 0xf4, al; jmp $`.
-const HANDLERS: u64 = 0x8000;
 /// A write to this port ends the program; the value is its result.
 const END: u16 = 0xf4;
 /// Device memory.
@@ -87,9 +81,7 @@ impl ExitIo for Recorder {
     }
 }
 
-/// A machine of one vCPU in 64-bit mode at privilege 0, the first GiB mapped one to one, with a GDT
-/// (0x08 code, 0x10 data, 0x1b user data, 0x23 user code, 0x28 TSS) and an IDT whose handlers end the
-/// program with their vector.
+/// A machine of one vCPU in the world of [`flat`], whose handlers end the program with their vector.
 struct Machine {
     backend: Backend,
     ram: Arc<GuestRam>,
@@ -155,57 +147,15 @@ impl Machine {
     }
 }
 
-/// Tables and handlers.
+/// Tables, and handlers that end the program with their vector.
 fn lay_out(ram: &GuestRam) {
-    let put = |at: u64, v: u64| ram.memory().write_obj(v, GuestAddress(at)).unwrap();
-    put(0x1000, 0x2000 | 7);
-    put(0x2000, 0x3000 | 7);
-    // The device's GiB in 2 MiB pages too.
-    put(0x2018, 0x4000 | 7);
-    for i in 0..512u64 {
-        put(0x3000 + i * 8, i << 21 | 0x87);
-        put(0x4000 + i * 8, 3 << 30 | i << 21 | 0x83);
-    }
-    put(GDT + 0x08, 0x00af_9b00_0000_ffff);
-    put(GDT + 0x10, 0x00cf_9300_0000_ffff);
-    put(GDT + 0x18, 0x00cf_f300_0000_ffff);
-    put(GDT + 0x20, 0x00af_fb00_0000_ffff);
-    put(GDT + 0x28, 0x0000_8b00_0000_0067 | TSS << 16);
-    put(GDT + 0x30, 0);
-    put(TSS + 4, STACK - 0x1000);
-    for v in 0..256u64 {
-        let handler = HANDLERS + 16 * v;
-        put(IDT + 16 * v, handler & 0xffff | 0x08 << 16 | 0x8e00 << 32);
-        put(IDT + 16 * v + 8, 0);
-        // mov al, v; out 0xf4, al; jmp $
-        put(handler, 0x00fe_eb_f4_e6_00_b0 | v << 8);
-    }
-}
-
-fn entry() -> VcpuState {
-    let ordinary =
-        |selector: u16, attributes: u16| Segment { selector, base: 0, limit: u32::MAX, attributes };
-    let mut state = VcpuState {
-        rip: CODE,
-        rflags: rflags::FIXED,
-        cr0: cr0::PE | cr0::PG | cr0::ET | cr0::NE | cr0::WP,
-        cr3: 0x1000,
-        cr4: cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT,
-        xcr0: 1,
-        efer: efer::LME | efer::LMA | efer::NXE | efer::SCE,
-        dr: [0, 0, 0, 0, 0xffff_0ff0, 0x400],
-        gdt: DescriptorTable { base: GDT, limit: 0x37 },
-        idt: DescriptorTable { base: IDT, limit: 0xfff },
-        ..VcpuState::default()
-    };
-    for s in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
-        state.seg[s] = ordinary(0x10, 0xc093);
-    }
-    state.seg[seg::CS] = ordinary(0x08, 0xa09b);
-    state.tr = Segment { selector: 0x28, base: TSS, limit: 0x67, attributes: 0x8b };
-    state.msrs.pat = 0x0007_0406_0007_0406;
-    state.gpr[gpr::RSP] = STACK;
-    state
+    flat::lay_out(ram, |vector| {
+        // mov al, vector; out 0xf4, al; jmp $
+        let mut code = [0x90; 16];
+        code[..6].copy_from_slice(&[0xb0, vector, 0xe6, END as u8, 0xeb, 0xfe]);
+        code
+    })
+    .unwrap();
 }
 
 /// At privilege 3.
