@@ -5,12 +5,12 @@
 //! ([`MessageSink`]), and the kernel tells us when a level-triggered one has been handled
 //! ([`ExitIo::end_of_interrupt`]).
 //!
-//! * [`system`]: opening `/dev/kvm` and what it must be able to do, with a remedy for each refusal;
-//! * [`run`]: the vCPU: its loop, its exits, kicks;
-//! * [`state`], [`lapic`], [`msr`]: the portable state to and from the kernel's forms;
-//! * [`cpuid`]: the processor model, as far as this host has it;
-//! * [`time`]: machine time, the TSC and the paravirtual clock kept together;
-//! * [`opinion`]: instructions that the kernel refuses, executed by the software CPU.
+//! * `system`: opening `/dev/kvm` and what it must be able to do, with a remedy for each refusal;
+//! * `run`: the vCPU: its loop, its exits, kicks;
+//! * `state`, `lapic`, `msr`: the portable state to and from the kernel's forms;
+//! * `cpuid`: the processor model, as far as this host has it;
+//! * `time`: machine time, the TSC and the paravirtual clock kept together;
+//! * `opinion`: instructions that the kernel refuses, executed by the software CPU.
 //!
 //! Failures: what the host refuses is an [`Unavailable`](super::Unavailable) or an `io::Error`; what the guest does ends
 //! at worst its own machine.
