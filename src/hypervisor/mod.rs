@@ -190,13 +190,17 @@ pub fn kvm_vm(
     Ok(Box::new(kvm::KvmVm::new(kvm::System::open()?, ram, clock, cpus, options)?))
 }
 
-/// The richest processor model that KVM has all of here.
+/// The processor model that is `wanted`, or the richest, if KVM has all of it here.
 ///
 /// # Errors
 /// As [`kvm_vm`].
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-pub fn kvm_model() -> Result<CpuModel, HypervisorError> {
-    kvm::cpuid::richest(&kvm::System::open()?)
+pub fn kvm_model(wanted: Option<CpuModel>) -> Result<CpuModel, HypervisorError> {
+    let system = kvm::System::open()?;
+    match wanted {
+        Some(model) => kvm::cpuid::check(&system, model).map(|()| model),
+        None => kvm::cpuid::richest(&system),
+    }
 }
 
 /// There is no KVM on this kind of host.
@@ -204,7 +208,7 @@ pub fn kvm_model() -> Result<CpuModel, HypervisorError> {
 /// # Errors
 /// Always.
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-pub fn kvm_model() -> Result<CpuModel, HypervisorError> {
+pub fn kvm_model(_wanted: Option<CpuModel>) -> Result<CpuModel, HypervisorError> {
     Err(Unavailable::Platform("KVM").into())
 }
 

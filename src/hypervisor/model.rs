@@ -21,7 +21,7 @@ const BRAND: &[u8; 48] = b"cc virtual CPU, x86-64-v2\0\0\0\0\0\0\0\0\0\0\0\0\0\0
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum CpuModel {
-    /// What processors have had since 2014: SMEP, SMAP, PCID, FSGSBASE, INVPCID, RDTSCP, pages of 1 GiB.
+    /// What processors have had since 2017: SMEP, SMAP, PCID, FSGSBASE, INVPCID, RDTSCP, pages of 1 GiB.
     #[default]
     Baseline,
     /// None of these: for hosts whose hypervisor does not have them.

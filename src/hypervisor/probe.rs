@@ -285,7 +285,8 @@ pub fn kvm() -> Result<Verdict, Unavailable> {
         Some(verdict) => verdict,
         None => {
             let verdict = kvm_of(&system)?;
-            if let Some(place) = &place {
+            // One that is broken may only have lacked a thread or memory at that moment.
+            if let Some(place) = place.as_ref().filter(|_| !matches!(verdict, Verdict::Broken(_))) {
                 kept::write(place, &verdict);
             }
             verdict

@@ -181,7 +181,8 @@ impl InstanceBuilder {
     }
 
     /// What the guest's processors are: unless said otherwise, the richest model that the backend has here. A snapshot
-    /// can be restored wherever its machine's model is to be had; [`CpuModel::Minimal`] is nearly everywhere.
+    /// can be restored wherever its machine's model is to be had; [`CpuModel::Minimal`] is nearly everywhere. One
+    /// restored from a snapshot has the snapshot's.
     pub fn cpu_model(mut self, model: CpuModel) -> Self {
         self.cpu_model = Some(model);
         self

@@ -5,8 +5,8 @@
 //! it or an error that says why not.
 
 use super::{Backend, Error, InstanceBuilder};
+use crate::hypervisor::VmOptions;
 use crate::hypervisor::probe::{self, Verdict};
-use crate::hypervisor::{CpuModel, HypervisorError, VmOptions};
 use crate::machine::{MachineError, Platform};
 
 /// What hardware virtualization is like on this host, and so what [`Backend::Auto`] means: `Ok` with what the probe
@@ -52,7 +52,11 @@ pub(super) fn platform(builder: &InstanceBuilder) -> Result<(Platform, String), 
     match asked {
         Backend::Soft => soft("the software CPU was asked for".into()),
         Backend::Auto => match supports_hypervisor() {
-            Ok(how) => Ok((kvm(builder)?, how)),
+            Ok(how) => match kvm(builder) {
+                Ok(platform) => Ok((platform, how)),
+                // The wanted processor is more than it has.
+                Err(why) => soft(format!("KVM is not used: {why}")),
+            },
             Err(why) => soft(why),
         },
         Backend::Kvm => {
@@ -67,16 +71,6 @@ pub(super) fn platform(builder: &InstanceBuilder) -> Result<(Platform, String), 
 }
 
 fn kvm(builder: &InstanceBuilder) -> Result<Platform, Error> {
-    let model = match builder.cpu_model {
-        Some(model) => model,
-        None => richest().map_err(|e| match e {
-            HypervisorError::Unavailable(why) => Error::HypervisorUnavailable { reason: why.to_string() },
-            e => MachineError::Hypervisor(e).into(),
-        })?,
-    };
+    let model = crate::hypervisor::kvm_model(builder.cpu_model).map_err(MachineError::Hypervisor)?;
     Ok(Platform { backend: Backend::Kvm, options: VmOptions { model, opinions: builder.opinions } })
-}
-
-fn richest() -> Result<CpuModel, HypervisorError> {
-    crate::hypervisor::kvm_model()
 }

@@ -98,10 +98,12 @@ impl Snapshot {
             let reason = "a machine from a snapshot has the snapshot's mounts".to_owned();
             return Err(Error::Mount { tag: mount.tag.clone(), reason });
         }
-        let (platform, backend_reason) = super::choice::platform(&builder)?;
         let begin = Instant::now();
         let (id, hostname) = super::root::identity(builder.hostname.take())?;
         let restored = snapshot::reopen(&self.inner.state, &self.inner.ram).map_err(Error::Snapshot)?;
+        // The guest has the processor that it has.
+        builder.cpu_model = Some(restored.model());
+        let (platform, backend_reason) = super::choice::platform(&builder)?;
         let tags = self.inner.file_systems.iter().map(|(tag, _)| tag.clone()).collect();
         let serve = |hosts: &[crate::virtio::fs::FsHost]| {
             for (host, (_, forked)) in hosts.iter().zip(&self.inner.file_systems) {

@@ -82,8 +82,11 @@ pub(super) struct Have {
     pub(super) extended_edx: u32,
 }
 
-/// Features that a host may lack, by word. What is for programs to hint with (RDSEED, CLFLUSHOPT, ERMS
-/// and the x87 notes) is left out where it is missing nothing stops working.
+/// Leaf 7 EBX: what only says how something is done (x87 pointers, fast strings). Where a host does it otherwise nothing
+/// stops working, and processors of one maker do.
+const HINTS_7_EBX: u32 = model::bits(&[6, 9, 13]);
+
+/// Features that a host may lack, by word.
 const ECX: [(u32, &str); 14] = [
     (0, "SSE3"),
     (1, "PCLMULQDQ"),
@@ -100,16 +103,8 @@ const ECX: [(u32, &str); 14] = [
     (30, "RDRAND"),
     (31, "the hypervisor's mark"),
 ];
-const EBX7: [(u32, &str); 8] = [
-    (0, "FSGSBASE"),
-    (7, "SMEP"),
-    (9, "ERMS"),
-    (10, "INVPCID"),
-    (18, "RDSEED"),
-    (20, "SMAP"),
-    (23, "CLFLUSHOPT"),
-    (13, "no FCS and FDS"),
-];
+const EBX7: [(u32, &str); 6] =
+    [(0, "FSGSBASE"), (7, "SMEP"), (10, "INVPCID"), (18, "RDSEED"), (20, "SMAP"), (23, "CLFLUSHOPT")];
 const EXTENDED_ECX: [(u32, &str); 2] = [(0, "LAHF"), (5, "LZCNT")];
 const EXTENDED_EDX: [(u32, &str); 5] =
     [(11, "SYSCALL"), (20, "NX"), (26, "pages of 1 GiB"), (27, "RDTSCP"), (29, "long mode")];
@@ -131,7 +126,7 @@ impl Have {
         };
         find(ecx, self.ecx | apic, &ECX)
             .or_else(|| find(edx, self.edx, &[(9, "a local APIC")]))
-            .or_else(|| find(ebx7, self.ebx7, &EBX7))
+            .or_else(|| find(ebx7 & !HINTS_7_EBX, self.ebx7, &EBX7))
             .or_else(|| find(extended_ecx, self.extended_ecx, &EXTENDED_ECX))
             .or_else(|| find(extended_edx, self.extended_edx, &EXTENDED_EDX))
     }

@@ -10,7 +10,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use kvm_ioctls::VcpuFd;
 
@@ -49,7 +49,6 @@ impl Opinion {
         code: Code,
         shared: &Shared,
         io: &dyn ExitIo,
-        kicked: &AtomicBool,
     ) -> Result<Option<Exit>, HypervisorError> {
         let count = shared.opinions.fetch_add(1, Ordering::Relaxed);
         let (before, _) = state::get(fd)?;
@@ -79,9 +78,6 @@ impl Opinion {
             );
         }
         state::step(fd, &before, &after)?;
-        if kicked.load(Ordering::SeqCst) {
-            return Ok(None);
-        }
         Ok(exit)
     }
 }

@@ -241,7 +241,7 @@ impl KvmVcpu {
                     && failure.flags & u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) != 0;
                 // SAFETY: the only form that this part has.
                 let code = given.then_some(unsafe { failure.__bindgen_anon_1.__bindgen_anon_1.insn_bytes });
-                let left = self.opinion.give(&self.fd, code, &self.shared, io, &self.signal.kicked)?;
+                let left = self.opinion.give(&self.fd, code, &self.shared, io)?;
                 Ok(left.map_or(Done::Again, Done::Leave))
             }
             other => {

@@ -96,6 +96,9 @@ fn r5_6_what_a_host_lacks_is_named() {
     let no_smap = Have { ebx7: !(1 << 20), ..all };
     assert_eq!(no_smap.lacks(CpuModel::Baseline), Some("SMAP"));
     assert_eq!(no_smap.lacks(CpuModel::Minimal), None);
+    // Another maker's: it says nothing of x87 pointers.
+    assert_eq!(Have { ebx7: !(1 << 6 | 1 << 9 | 1 << 13), ..all }.lacks(CpuModel::Baseline), None);
+    assert_eq!(Have { ebx7: !(1 << 23), ..all }.lacks(CpuModel::Minimal), Some("CLFLUSHOPT"));
     let no_cx16 = Have { ecx: !(1 << 13), ..all };
     assert_eq!(no_cx16.lacks(CpuModel::Minimal), Some("CMPXCHG16B"));
     assert_eq!(Have { extended_edx: !(1 << 29), ..all }.lacks(CpuModel::Minimal), Some("long mode"));

@@ -8,8 +8,9 @@
 //! in `exception`.
 //!
 //! Between blocks, and only there, the processor looks at its attention word: stop requests,
-//! events of the local APIC, decoded code that was overwritten, requests of other vCPUs (`fellows`). A store to decoded code ends the
-//! running block after the storing instruction, so self-modifying code is seen at once.
+//! events of the local APIC, decoded code that was overwritten, requests of other vCPUs (`fellows`). A
+//! store to decoded code ends the running block after the storing instruction, so self-modifying code
+//! is seen at once.
 //!
 //! Not modelled: segment limits in compatibility mode, hardware breakpoints, alignment checks,
 //! 16-bit and legacy protected-mode code outside long mode.

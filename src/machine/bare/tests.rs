@@ -138,7 +138,7 @@ fn wait_for(a: &mut CodeAssembler, at: u64) -> Result<(), IcedError> {
     a.sti()
 }
 
-/// Leaves by a triple fault unless the flags say "equal".
+/// Says that something is wrong and ends the machine, unless the flags say "equal".
 fn demand_equal(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut good = a.create_label();
     a.je(good)?;
