@@ -23,6 +23,8 @@ mod host;
 mod image;
 #[path = "machine/net.rs"]
 mod net;
+#[path = "machine/output.rs"]
+mod output;
 #[path = "machine/program.rs"]
 mod program;
 #[path = "machine/pull.rs"]
@@ -65,6 +67,7 @@ const PULL: [&str; 2] = ["pull.mb_s", "pull.vs_skopeo_umoci"];
 /// All names, in the order in which they are measured.
 fn names() -> Vec<String> {
     let mut names: Vec<String> = ONE.into_iter().chain(BOOT).map(str::to_owned).collect();
+    names.extend(output::NAMES.map(str::to_owned));
     names.extend(backends::NAMES.map(str::to_owned));
     names.extend(snapshots::NAMES.map(str::to_owned));
     names.extend(files::NAMES.map(str::to_owned));
@@ -79,7 +82,8 @@ fn main() -> Result<()> {
     let Some(mut report) = Report::from_arguments()? else { return Ok(()) };
 
     let (guest_fs, native_fs) = (guest_fs::names(), vfs::names());
-    let machines = ONE.iter().chain(&BOOT).chain(&snapshots::NAMES).chain(&files::NAMES).chain(&net::NAMES);
+    let machines = ONE.iter().chain(&BOOT).chain(&output::NAMES).chain(&snapshots::NAMES);
+    let machines = machines.chain(&files::NAMES).chain(&net::NAMES);
     if report.wants_any(machines) || report.wants_any(&guest_fs) {
         // Fetches what is missing, so that no measurement contains a download.
         drop(Source::busybox()?);
@@ -90,6 +94,9 @@ fn main() -> Result<()> {
     }
     if report.wants_any(&BOOT) {
         boots(&mut report)?;
+    }
+    if report.wants_any(&output::NAMES) {
+        output::measure(&mut report)?;
     }
     if report.wants_any(&backends::NAMES) {
         backends::measure(&mut report)?;

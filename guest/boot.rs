@@ -42,6 +42,23 @@ pub(crate) fn prepare() {
     let _ = sys::set_limit(sys::RLIMIT_NOFILE, 65536, 524_288);
     load_modules();
     let _ = sys::loopback_up();
+    let _ = let_whoever_runs_go_on();
+}
+
+/// Has a process that wakes up wait for its turn, some milliseconds at most, instead of interrupting the one that runs.
+/// A terminal or a pipe wakes somebody with each piece that is written to it, and turning to another address space and
+/// back costs more than to write many pieces. Kernels from 6.6 on let nobody be interrupted before its turn is over, and
+/// know of no such setting.
+fn let_whoever_runs_go_on() -> Result<(), Errno> {
+    const AT: &CStr = c"/sys/kernel/debug";
+    sys::mount(c"debugfs", AT, NOSUID | NODEV | NOEXEC, c"")?;
+    // How long it takes until everybody had a turn is more than who wakes up can be ahead of others.
+    let set = read_file(c"/sys/kernel/debug/sched/latency_ns").and_then(|period| {
+        sys::open(c"/sys/kernel/debug/sched/wakeup_granularity_ns", sys::O_WRONLY)?.write(&period)
+    });
+    // Programs find it as it always was.
+    sys::files::unmount(AT)?;
+    set.map(drop)
 }
 
 fn mount_if_absent(kind: &CStr, at: &CStr, flags: usize, options: &CStr) {

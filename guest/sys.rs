@@ -98,6 +98,7 @@ mod nr {
     pub(super) const CHROOT: usize = 161;
     pub(super) const SYNC: usize = 162;
     pub(super) const MOUNT: usize = 165;
+    pub(super) const UMOUNT2: usize = 166;
     pub(super) const REBOOT: usize = 169;
     pub(super) const SETHOSTNAME: usize = 170;
     pub(super) const GETDENTS64: usize = 217;

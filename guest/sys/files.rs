@@ -26,6 +26,12 @@ pub(crate) fn mount_from(source: &CStr, kind: &CStr, at: &CStr, flags: usize) ->
     unsafe { call6(nr::MOUNT, [source, at, kind, flags, 0, 0]) }.map(drop)
 }
 
+/// Takes away what is mounted at `at`.
+pub(crate) fn unmount(at: &CStr) -> Result<()> {
+    // SAFETY: the path ends with a NUL.
+    unsafe { call3(nr::UMOUNT2, at.as_ptr() as usize, 0, 0) }.map(drop)
+}
+
 pub(crate) fn chroot(path: &CStr) -> Result<()> {
     // SAFETY: the path ends with a NUL.
     unsafe { call3(nr::CHROOT, path.as_ptr() as usize, 0, 0) }.map(drop)

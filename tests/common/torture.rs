@@ -37,6 +37,8 @@ pub(crate) const GLUTTON: &str =
 const LARGE: usize = 4 * 1024 * 1024;
 const SLOW: usize = 5;
 const PIECE: usize = 1 << 20;
+/// More output than this is of a file, again and again.
+const FILE: usize = 8 << 20;
 
 /// Unless `all`, what takes seconds on the software CPU is done once for pipes and once for a terminal.
 pub(crate) fn r2_every_input_with_every_end(
@@ -86,12 +88,19 @@ fn one(
         Input::Slow => SLOW,
         Input::Large => LARGE,
     };
+    let pattern = "yes 0123456789abcde | head -c";
+    let write = if len > FILE && len.is_multiple_of(FILE) {
+        // Those two programs would take most of the time.
+        let times = len / FILE;
+        format!("f=$(mktemp); {pattern} {FILE} >$f; for n in $(seq {times}); do cat $f; done; rm $f")
+    } else {
+        // Programs write line by line to a terminal, but this one.
+        format!("{pattern} {len}{}", if terminal { " | cat" } else { "" })
+    };
     let script = format!(
         "{} printf r; n=$(head -c {take} | wc -c); test $n -eq {take} || exit 99
-        yes 0123456789abcde | head -c {len}{}; {}",
+        {write}; {}",
         if terminal { "stty raw -echo;" } else { "" },
-        // Programs write line by line to a terminal, but this one.
-        if terminal { " | cat" } else { "" },
         match end {
             End::AtOnce => "exit 3".to_owned(),
             End::DoubleFork => "(sleep 2 &); exit 3".to_owned(),
