@@ -4,18 +4,20 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
-use cc::{Instance, Source};
+use cc::{Instance, Mount, Source};
 
 use crate::{Report, Result, counted, median};
 
 /// Names, in the order in which they are measured.
-pub(crate) const NAMES: [&str; 6] = [
+pub(crate) const NAMES: [&str; 8] = [
     "fs.small_file_us",
     "fs.metadata_us",
     "fs.copy_in_mb_s",
     "fs.copy_out_mb_s",
     "fs.copy_in.memory_mb_s",
     "fs.copy_out.memory_mb_s",
+    "fs.copy_in.mount_mb_s",
+    "fs.copy_out.mount_mb_s",
 ];
 
 const ROUNDS: usize = 500;
@@ -23,7 +25,9 @@ const COPIES: usize = 5;
 const COPIED: usize = 64 * 1024 * 1024;
 
 pub(crate) fn measure(report: &mut Report) -> Result<()> {
-    let instance = Instance::builder(Source::busybox()?).memory_mb(1024).start()?;
+    let shared = tempfile::tempdir()?;
+    let mount = Mount::directory("shared", shared.path()).writable(true);
+    let instance = Instance::builder(Source::busybox()?).memory_mb(1024).mount(mount).start()?;
     let small = vec![b'x'; 100];
     let (times, cost) = counted(&instance, || {
         let mut times = Vec::new();
@@ -47,9 +51,10 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
         times.push(start.elapsed().as_secs_f64() * 1e6);
     }
     report.add(NAMES[1], median(times), "µs");
-    // On the root, which this process serves, and in the guest's memory.
+    // On the root, which this process serves, in the guest's memory, and in a directory of the host's.
     copies(report, &instance, "/copied", [NAMES[2], NAMES[3]])?;
     copies(report, &instance, "/tmp/copied", [NAMES[4], NAMES[5]])?;
+    copies(report, &instance, "/mnt/shared/copied", [NAMES[6], NAMES[7]])?;
     instance.close()?;
     Ok(())
 }

@@ -169,19 +169,74 @@ pub(super) fn copy(from: &CStr, to: &CStr) -> Result<u64> {
     copy_bytes(&source, &target)
 }
 
-/// What the host offers is a file of its own making in the root, which can be copied from within that file system and
-/// not be read. So this fails for what lies elsewhere, with nothing copied.
+/// The host's file at `path`, opened where it is best for a copy from or to `fd`; and whether that is `fd`'s own file
+/// system, within which the host does the copying. The host has it in the root of each file system that it serves.
+fn open_offer(path: &CStr, flags: i32, fd: i32) -> Result<(Fd, bool)> {
+    let device = paths::stat(Target::File(fd))?.dev;
+    let is_there = |offer: &Fd| paths::stat(Target::File(offer.raw())).is_ok_and(|stat| stat.dev == device);
+    let in_root = paths::open_at(HERE, path, flags, 0)?;
+    if is_there(&in_root) {
+        return Ok((in_root, true));
+    }
+    let mut place = mount_point(fd, device);
+    place.extend_from_slice(path.to_bytes());
+    let on_mount = CString::new(place).map_err(|_| EINVAL).and_then(|path| paths::open_at(HERE, &path, flags, 0));
+    Ok(match on_mount {
+        Ok(offer) if is_there(&offer) => (offer, true),
+        _ => (in_root, false),
+    })
+}
+
+/// The highest directory above the open file that lies on the same device; empty if there is none.
+fn mount_point(fd: i32, device: u64) -> Vec<u8> {
+    let file = core::mem::ManuallyDrop::new(Fd::adopt(fd));
+    let (mut path, mut found) = (Vec::new(), 0);
+    if read_link(&path_of(&file), &mut path).is_err() {
+        path.clear();
+    }
+    let mut rest = path.as_slice();
+    while let Some(end) = rest.iter().rposition(|byte| *byte == b'/').filter(|end| *end > 0) {
+        rest = rest.get(..end).unwrap_or_default();
+        let Ok(dir) = CString::new(rest) else { break };
+        if paths::stat(Target::Path(&dir)).ok().is_none_or(|stat| stat.dev != device) {
+            break;
+        }
+        found = end;
+    }
+    path.truncate(found);
+    path
+}
+
+/// Bytes that pass through here at once: in pages, what one request to the host can have.
+const PASSING: usize = (1 << 20) - 4096;
+
+/// Copies what the host offers at `path` to a file. Gives how much that was.
 pub(super) fn take(path: &CStr, to: i32, at: u64, len: u64) -> Result<u64> {
-    let offer = paths::open_at(HERE, path, O_RDONLY, 0)?;
-    copy_all(len, |done, left| paths::copy_range_at(offer.raw(), done, to, at.saturating_add(done), left))
+    let (offer, near) = open_offer(path, O_RDONLY, to)?;
+    let offer = offer.raw();
+    if near {
+        return copy_all(len, |done, left| paths::copy_range_at(offer, done, to, at.saturating_add(done), left));
+    }
+    let mut bytes = Vec::new();
+    copy_all(len, |done, left| {
+        bytes.clear();
+        let n = read_onto(offer, Some(done), left.min(PASSING), &mut bytes)?;
+        write_all(to, &bytes, Some(at.saturating_add(done)))?;
+        Ok(n)
+    })
 }
 
-/// The other way.
+/// The other way. Nothing is copied from where the host is not asked to do it: the connection costs no more.
 pub(super) fn give(path: &CStr, from: i32, at: u64, len: u64) -> Result<u64> {
-    let offer = paths::open_at(HERE, path, O_WRONLY, 0)?;
-    copy_all(len, |done, left| paths::copy_range_at(from, at.saturating_add(done), offer.raw(), done, left))
+    match open_offer(path, O_WRONLY, from)? {
+        (offer, true) => copy_all(len, |done, left| {
+            paths::copy_range_at(from, at.saturating_add(done), offer.raw(), done, left)
+        }),
+        _ => Err(EXDEV),
+    }
 }
 
+/// Copies pieces of at most so many bytes until `len` have been copied, or there are no more.
 fn copy_all(len: u64, mut copy: impl FnMut(u64, usize) -> Result<usize>) -> Result<u64> {
     let mut done = 0;
     while done < len {

@@ -57,22 +57,23 @@ pub trait Dial: Send + Sync + std::fmt::Debug {
         false
     }
 
-    /// Has the guest's root hold a file with these bytes. `None` where that cannot be.
+    /// Has the guest's root, and each mount from the host, hold a file with these bytes. `None` where that cannot be.
     fn offer(&self, bytes: Arc<Vec<u8>>) -> Option<Box<dyn Offer>> {
         let _ = bytes;
         None
     }
 
-    /// Has the guest's root hold a file that takes so many bytes. `None` where that cannot be.
+    /// Has them hold a file that takes so many bytes, likewise.
     fn accept(&self, most: usize) -> Option<Box<dyn Offer>> {
         let _ = most;
         None
     }
 }
 
-/// A file in the guest's root that the guest can copy from or to and nobody sees, for as long as this lives.
+/// A file in the roots of the guest's file systems that the guest can copy from or to and nobody sees, for as long as
+/// this lives.
 pub trait Offer: Send + std::fmt::Debug {
-    /// Its absolute path.
+    /// Its absolute path in the guest's root; it has the same in the root of each mount.
     fn path(&self) -> &CStr;
     /// Takes out what was copied to it.
     fn take(&self) -> Vec<u8>;

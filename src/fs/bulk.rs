@@ -1,9 +1,10 @@
 //! Large contents on their way into a guest's file, or out of it.
 //!
-//! Where the file is on the machine's root, which this process serves, its bytes need not pass through the guest: there
-//! is a file that only the guest's agent finds, and it copies from that or to it with `copy_file_range(2)`, which its
-//! kernel asks us for. So the guest's kernel sees an ordinary copy. On any other file system that fails with nothing
-//! done, and what is left goes the ordinary way, which also says what is wrong.
+//! Their bytes need not pass through the connection to the guest: there is a file that only the guest's agent finds, in
+//! the root and on all mounts, which this process serves. The agent copies from that or to it with `copy_file_range(2)`,
+//! which its kernel asks us for, so the guest's processor carries nothing. What is to go into the guest's own memory its
+//! agent reads from that file. Either way the guest's kernel sees an ordinary copy. What fails with nothing done goes the
+//! ordinary way, which also says what is wrong.
 
 use std::collections::VecDeque;
 use std::io;

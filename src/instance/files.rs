@@ -24,7 +24,7 @@ const CONNECT: Duration = Duration::from_secs(600);
 
 pub(super) fn file_system(machine: &Machine, client: &Arc<Client>, defaults: &Defaults) -> FileSystem {
     let board = machine.board();
-    let ports = Ports { vsock: board.vsock().clone(), root: board.file_systems().first().cloned() };
+    let ports = Ports { vsock: board.vsock().clone(), file_systems: board.file_systems().to_vec() };
     let files = Files::new(client.clone(), ports);
     FileSystem::of_guest(Arc::new(files), defaults.current_dir.clone())
 }
@@ -32,8 +32,21 @@ pub(super) fn file_system(machine: &Machine, client: &Arc<Client>, defaults: &De
 #[derive(Debug)]
 struct Ports {
     vsock: VsockHost,
-    /// The device with the root behind it.
-    root: Option<FsHost>,
+    /// The devices with the root, first, and all mounts behind them.
+    file_systems: Vec<FsHost>,
+}
+
+impl Ports {
+    /// What `make` offers in the root, which is found on all mounts too.
+    fn offered(&self, make: impl FnOnce(&FsHost) -> Option<fs::Offer>) -> Option<Box<dyn Offer>> {
+        let (root, mounts) = self.file_systems.split_first()?;
+        let mut offer = make(root)?;
+        for mount in mounts {
+            // Where it is not, bytes take a longer way.
+            mount.share(&mut offer);
+        }
+        InRoot::of(offer)
+    }
 }
 
 impl Dial for Ports {
@@ -46,11 +59,11 @@ impl Dial for Ports {
     }
 
     fn offer(&self, bytes: Arc<Vec<u8>>) -> Option<Box<dyn Offer>> {
-        InRoot::of(self.root.as_ref()?.offer(bytes)?)
+        self.offered(|root| root.offer(bytes))
     }
 
     fn accept(&self, most: usize) -> Option<Box<dyn Offer>> {
-        InRoot::of(self.root.as_ref()?.accept(most)?)
+        self.offered(|root| root.accept(most))
     }
 }
 

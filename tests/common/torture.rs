@@ -88,14 +88,14 @@ fn one(
         Input::Slow => SLOW,
         Input::Large => LARGE,
     };
-    let pattern = "yes 0123456789abcde | head -c";
+    let lines = "yes 0123456789abcde | head -c";
     let write = if len > FILE && len.is_multiple_of(FILE) {
         // Those two programs would take most of the time.
         let times = len / FILE;
-        format!("f=$(mktemp); {pattern} {FILE} >$f; for n in $(seq {times}); do cat $f; done; rm $f")
+        format!("f=$(mktemp); {lines} {FILE} >$f; for n in $(seq {times}); do cat $f; done; rm $f")
     } else {
         // Programs write line by line to a terminal, but this one.
-        format!("{pattern} {len}{}", if terminal { " | cat" } else { "" })
+        format!("{lines} {len}{}", if terminal { " | cat" } else { "" })
     };
     let script = format!(
         "{} printf r; n=$(head -c {take} | wc -c); test $n -eq {take} || exit 99

@@ -402,49 +402,88 @@ print(seen, os.listdir('.'))
     }
 }
 
-/// What is large goes to the root by another way than to other file systems; the guest must not see the difference.
+/// What is large goes to the root and to mounts by another way than to other file systems; the guest must not see the
+/// difference.
 #[test]
-fn large_contents_reach_the_guest_whole_by_either_way() {
-    let instance = small().start().unwrap();
+fn large_contents_reach_the_guest_whole_by_every_way() {
     let dir = tempfile::tempdir().unwrap();
+    let shared = tempfile::tempdir().unwrap();
+    let instance = small()
+        .mount(Mount::directory("shared", shared.path()).writable(true))
+        .mount(Mount::empty("empty").at("/deep/in/empty"))
+        .start()
+        .unwrap();
+    // By a link; by a directory of a mount that is mounted again, where nobody finds what the host offers; in the memory
+    // of the guest below a mount.
+    sh(&instance, "ln -s /mnt/shared /link; mkdir -p /mnt/shared/sub /again /mnt/shared/memory");
+    sh(&instance, "mount --bind /mnt/shared/sub /again; mount -t tmpfs none /mnt/shared/memory");
+    let near = ["/", "/mnt/shared/", "/deep/in/empty/", "/link/sub/"].map(|at| format!("{at}large"));
+    let far = ["/tmp/", "/again/", "/mnt/shared/memory/"].map(|at| format!("{at}large"));
+    let places: Vec<&str> = near.iter().chain(&far).map(String::as_str).collect();
     let source = dir.path().join("source");
+    let costs = |work: &dyn Fn()| {
+        let count = || {
+            instance.pause().unwrap();
+            let n = instance.instructions();
+            instance.resume().unwrap();
+            n
+        };
+        let before = count();
+        work();
+        count().zip(before).map(|(after, before)| after - before)
+    };
     for len in [65_537, 8 << 20, 17_000_003] {
         let bytes: Vec<u8> = (0..len as u32).map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8).collect();
         std::fs::write(&source, &bytes).unwrap();
-        // Somebody has the file open, has read it and has it mapped in the kernel's cache.
-        sh(&instance, "head -c 18000000 /dev/zero >/large");
-        let mut reader = instance
-            .command("sh")
-            .args([
-                "-c",
-                "exec 3</large; cat <&3 >/dev/null; echo; read x; wc -c </large; cmp /large /tmp/large",
-            ])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        reader.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-        for place in ["/large", "/tmp/large"] {
-            assert_eq!(instance.copy_in(&source, place).unwrap(), len as u64);
+        // Somebody has the files open, has read them and has them mapped in the kernel's cache.
+        let mut readers = Vec::new();
+        for place in &near {
+            sh(&instance, &format!("head -c 18000000 /dev/zero >{place}"));
+            let script = format!(
+                "exec 3<{place}; cat <&3 >/dev/null; echo; read x; wc -c <{place}; cmp {place} /tmp/large"
+            );
+            let mut reader = instance.command("sh");
+            reader.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut reader = reader.spawn().unwrap();
+            reader.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+            readers.push(reader);
         }
-        reader.stdin.take().unwrap().write_all(b"\n").unwrap();
-        let said = reader.wait_with_output().unwrap();
-        assert_eq!((said.stdout, said.status.code()), (format!("{len}\n").into_bytes(), Some(0)));
-        for place in ["/written", "/tmp/written"] {
-            instance.write(place, &bytes).unwrap();
-            assert_eq!(sh(&instance, &format!("cmp {place} /large && echo same")), "same");
+        for place in &places {
+            let cost = costs(&|| assert_eq!(instance.copy_in(&source, place).unwrap(), len as u64));
+            // Through the connection it would be two million for each MiB. Dropping what the kernel has of the old file
+            // is most of it now.
+            let most = 12_000_000 + len as u64 / 4;
+            let direct = len > 65_537 && near.iter().any(|near| near == place);
+            assert!(!direct || cost.is_none_or(|cost| cost < most), "{place}: {len} bytes, {cost:?}");
         }
-        instance.remove_file("/tmp/written").unwrap();
+        for mut reader in readers {
+            reader.stdin.take().unwrap().write_all(b"\n").unwrap();
+            let said = reader.wait_with_output().unwrap();
+            assert_eq!((said.stdout, said.status.code()), (format!("{len}\n").into_bytes(), Some(0)));
+        }
+        for place in &places {
+            assert_eq!(sh(&instance, &format!("cmp {place} /large && echo same")), "same", "{place}");
+            let written = place.replace("large", "written");
+            instance.write(&written, &bytes).unwrap();
+            assert_eq!(sh(&instance, &format!("cmp {written} /large && echo same")), "same", "{written}");
+            instance.remove_file(&written).unwrap();
+        }
+        assert!(std::fs::read(shared.path().join("sub/large")).unwrap() == bytes, "the host has it too");
         // And back, with what the guest has changed since.
-        sh(
-            &instance,
-            "for f in /large /tmp/large; do printf X | dd of=$f bs=1 seek=65000 conv=notrunc; done 2>&1",
-        );
         let mut changed = bytes;
         changed[65_000] = b'X';
-        for place in ["/large", "/tmp/large"] {
-            assert_eq!(instance.copy_out(place, dir.path().join("back")).unwrap(), len as u64);
-            assert!(std::fs::read(dir.path().join("back")).unwrap() == changed, "{place}, {len} bytes");
+        for place in &places {
+            sh(&instance, &format!("printf X | dd of={place} bs=1 seek=65000 conv=notrunc 2>&1"));
+            let back = dir.path().join("back");
+            let cost = costs(&|| assert_eq!(instance.copy_out(place, &back).unwrap(), len as u64));
+            // Through the connection it would be half a million or more for each MiB.
+            let most = 2_000_000 + len as u64 / 8;
+            let direct = len > 65_537 && near.iter().any(|near| near == place);
+            assert!(!direct || cost.is_none_or(|cost| cost < most), "{place}: {len} bytes, {cost:?}");
+            assert!(std::fs::read(back).unwrap() == changed, "{place}, {len} bytes");
+        }
+        for place in &far {
+            instance.remove_file(place).unwrap();
         }
     }
     // Holes stay holes.
@@ -463,8 +502,16 @@ fn large_contents_reach_the_guest_whole_by_either_way() {
         let error = instance.copy_in(&source, place).unwrap_err();
         assert_eq!(error.kind(), kind, "{place}: {error}");
     }
+    // A file system without room says so too, and keeps none of what is too much.
+    sh(&instance, "mkdir /full; mount -t tmpfs -o size=9m none /full");
+    let error = instance.write("/full/x", vec![1; 17 << 20]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
+    assert_eq!(sh(&instance, "cat /full/x | wc -c"), (9 << 20).to_string());
     // Nothing of it is left where anybody looks.
-    assert_eq!(sh(&instance, "ls -a / | grep -c '^[.]cc-'; :"), "0");
+    for place in ["/", "/mnt/shared", "/deep/in/empty"] {
+        assert_eq!(sh(&instance, &format!("ls -a {place} | grep -c '^[.]cc-'; :")), "0");
+    }
+    assert!(std::fs::read_dir(shared.path()).unwrap().count() == 3, "sub, memory, large");
 }
 
 /// A paused machine answers nothing; to drop its files is no question.

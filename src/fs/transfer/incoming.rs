@@ -203,7 +203,7 @@ impl Sender<'_> {
                     Ok(())
                 })?;
                 self.copied += at - start;
-                // Elsewhere than on the root it is the same for all pieces.
+                // Where it cannot be it is the same for all pieces.
                 whole = at > start;
             }
             while at < until {

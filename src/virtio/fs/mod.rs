@@ -115,6 +115,12 @@ impl FsHost {
         Offer::sink(&self.shared.session()?.offers, most)
     }
 
+    /// Has the guest find another file system's offer in the root of this one too, by the same name. False if there is
+    /// no file system, or there are too many offers.
+    pub fn share(&self, offer: &mut Offer) -> bool {
+        self.shared.session().is_some_and(|session| offer.put_into(&session.offers))
+    }
+
     /// Puts `fs` behind the device, before the guest mounts it. What was there before is let go.
     pub fn serve(&self, fs: Arc<dyn FileSystem>, caching: Caching) {
         let session = Arc::new(Session::new(fs, caching));

@@ -1,10 +1,11 @@
 //! Bytes that host and guest give each other by way of a file, without the guest's processor carrying them.
 //!
-//! An [`Offer`] is a file in the root of the file system that no listing shows. The guest's agent opens it by its name,
+//! An [`Offer`] is a file in the roots of file systems that no listing shows. The guest's agent opens it by its name,
 //! which nobody else can guess, and copies from it or to it with `copy_file_range(2)`: that is one request, which the
 //! session carries out by writing the bytes to the other file itself, or reading them from there. The guest's kernel
 //! writes out what it holds of a file before, and drops what it has cached of a changed one, as it does for every such
-//! copy. An offer can be neither read nor written otherwise; it is gone with the [`Offer`], and a clone does not have it.
+//! copy. For files of which only the guest knows, its agent reads the offer. It can be neither read nor written
+//! otherwise; it is gone with the [`Offer`], and a clone does not have it.
 
 use std::ffi::{CStr, CString};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -35,7 +36,7 @@ struct Slot {
 
 #[derive(Clone)]
 enum Content {
-    /// To be copied from.
+    /// To be copied from, or read.
     Source(Arc<Vec<u8>>),
     /// To be copied to.
     Sink(Arc<Mutex<Sink>>),
@@ -113,8 +114,8 @@ fn attr(slot: &Slot) -> Attr {
 
 /// A file that a guest can copy from or to, for as long as this lives.
 pub struct Offer {
-    offers: Arc<Offers>,
-    slot: usize,
+    /// Where it is: in which file systems, and which of their offers it is.
+    places: Vec<(Arc<Offers>, usize)>,
     name: CString,
     content: Content,
 }
@@ -131,24 +132,31 @@ impl Offer {
     }
 
     fn new(offers: &Arc<Offers>, content: Content) -> Option<Self> {
+        let name = CString::new(format!(".cc-{:016x}", crate::sys::random::u64()?)).ok()?;
+        let mut offer = Self { places: Vec::new(), name, content };
+        offer.put_into(offers).then_some(offer)
+    }
+
+    /// Has another file system have it too. False where there are too many already, or one of that name.
+    pub(super) fn put_into(&mut self, offers: &Arc<Offers>) -> bool {
         let mut table = offers.table();
         let free = table.slots.iter().position(Option::is_none).unwrap_or(table.slots.len());
-        if free >= MAX_OFFERS {
-            return None;
+        if free >= MAX_OFFERS || table.slots.iter().flatten().any(|slot| slot.name == self.name) {
+            return false;
         }
         if free == table.slots.len() {
             table.slots.push(None);
         }
-        let name = CString::new(format!(".cc-{:016x}-{free}", crate::sys::random::u64()?)).ok()?;
         let node = NodeId(FIRST_NODE + table.next);
         table.next += 1;
         if let Some(slot) = table.slots.get_mut(free) {
-            *slot = Some(Slot { name: name.clone(), node, content: content.clone() });
+            *slot = Some(Slot { name: self.name.clone(), node, content: self.content.clone() });
         }
-        Some(Self { offers: offers.clone(), slot: free, name, content })
+        self.places.push((offers.clone(), free));
+        true
     }
 
-    /// Its name in the root of the file system.
+    /// Its name in the root of each file system that has it.
     pub fn name(&self) -> &CStr {
         &self.name
     }
@@ -170,8 +178,10 @@ impl std::fmt::Debug for Offer {
 
 impl Drop for Offer {
     fn drop(&mut self) {
-        if let Some(slot) = self.offers.table().slots.get_mut(self.slot) {
-            *slot = None;
+        for (offers, slot) in &self.places {
+            if let Some(slot) = offers.table().slots.get_mut(*slot) {
+                *slot = None;
+            }
         }
     }
 }

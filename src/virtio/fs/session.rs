@@ -17,7 +17,7 @@ use super::spec::*;
 use super::wire::{Args, Body, Header};
 use crate::memory::GuestRam;
 use crate::vfs::{
-    Entry, Errno, FileSystem, Handle, NodeId, Opened, Result, Seek, SetAttr, SetTime, Time, open,
+    Entry, Errno, FileSystem, Handle, NodeId, Opened, ReadSink, Result, Seek, SetAttr, SetTime, Time, open,
 };
 use crate::virtio::fs::ledger::Ledger;
 use crate::virtio::queue::Chain;
@@ -281,7 +281,7 @@ impl Session {
         }
     }
 
-    /// The answer to what is about an offer: it is found, opened and copied from or to, and nothing else.
+    /// The answer to what is about an offer: it is found, opened, copied from or to, or read, and nothing else.
     fn offered(&self, r: &Request<'_>) -> Option<Result<Answer>> {
         let (node, mut a) = (r.header.node, r.args);
         match r.header.opcode {
@@ -295,8 +295,9 @@ impl Session {
             }
             op::OPEN => {
                 self.offers.attr(node)?;
-                Some(body(|b| _ = b.u64(0).u32(FOPEN_NOFLUSH).u32(0)))
+                Some(body(|b| _ = b.u64(0).u32(FOPEN_DIRECT_IO | FOPEN_NOFLUSH).u32(0)))
             }
+            op::READ => Some(self.offers.source(node).map(|bytes| give(r, &bytes))?),
             op::COPY_FILE_RANGE => {
                 let to = NodeId(Args(a.0.get(16..)?).u64().ok()?);
                 let copied = match (self.offers.source(node), self.offers.sink(to)) {
@@ -505,6 +506,17 @@ impl Session {
 
 /// Bytes of `fuse_write_in`.
 pub(super) const WRITE_IN: usize = 40;
+
+/// Answers a READ of an offer.
+fn give(r: &Request<'_>, bytes: &[u8]) -> Result<Answer> {
+    let mut a = r.args;
+    let (_, offset, size) = (a.u64()?, a.u64()?, a.u32()?);
+    let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
+    let bytes = rest.get(..rest.len().min(size.min(MAX_IO) as usize).min(r.room)).unwrap_or_default();
+    let end = OUT_HEADER + bytes.len();
+    buffers::Sink { ram: r.ram, chain: r.chain, at: OUT_HEADER, end }.data(bytes)?;
+    Ok(Answer::Written(bytes.len()))
+}
 
 /// An attribute's value, or its length if `size` is 0.
 fn sized(size: u32, value: Vec<u8>) -> Result<Answer> {

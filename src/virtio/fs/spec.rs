@@ -103,6 +103,8 @@ pub(super) const SEEK_DATA: u32 = 3;
 /// LSEEK: `SEEK_HOLE`.
 pub(super) const SEEK_HOLE: u32 = 4;
 
+/// Answer to OPEN: reads and writes come as programs make them, and nothing is cached.
+pub(super) const FOPEN_DIRECT_IO: u32 = 1;
 /// Answer to OPEN: cached pages stay.
 pub(super) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// Answer to OPENDIR: listings may be cached.

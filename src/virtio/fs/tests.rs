@@ -546,8 +546,20 @@ fn an_offer_is_copied_from_and_nothing_else() {
         let copy = quads(&[handle, 0, to, to_handle, at, 10, 0]);
         assert!(client.call(op::COPY_FILE_RANGE, node, &copy).is_err());
     }
-    // It is no file otherwise: not read, written, changed, listed, removed.
-    assert_eq!(client.read(node, handle, 0, 10), Err(EBADF));
+    // It can be read, in any order and not beyond its end, into no more room than there is.
+    for (at, size) in [(0, 10), (4_999_990, 100), (1_234_567, 1 << 20), (5_000_000, 10), (u64::MAX, 10)] {
+        let rest = usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
+        assert!(client.read(node, handle, at, size).unwrap() == rest[..rest.len().min(size as usize)]);
+    }
+    for size in [(1 << 20) + 1, u32::MAX] {
+        assert_eq!(client.read(node, handle, 0, size).unwrap().len(), 1 << 20);
+    }
+    for room in [OUT_HEADER as u32, OUT_HEADER as u32 + 1, 100] {
+        let read = [&quads(&[handle, 7])[..], &words(&[50, 0]), &quads(&[0, 0])].concat();
+        let got = client.call_in(op::READ, node, &read, room).unwrap();
+        assert_eq!(got, bytes[7..][..50.min(room as usize - OUT_HEADER)]);
+    }
+    // It is no file otherwise: not written, changed, listed, removed.
     assert_eq!(client.write(node, handle, 0, b"x"), Err(EBADF));
     assert!(client.lookup(node, &name).is_err());
     let mut set = words(&[fattr::SIZE, 0]);
@@ -622,4 +634,45 @@ fn an_offer_is_copied_to_and_takes_no_more_than_it_says() {
     assert!(client.call(op::COPY_FILE_RANGE, from, &late).is_err());
     assert_eq!(client.write(node, 0, 0, b"x"), Err(EBADF));
     client.assert_well();
+}
+
+#[test]
+fn an_offer_can_be_in_several_file_systems() {
+    let (mut root, mut mount, nothing) = (Client::memory(), Client::memory(), Client::new(None));
+    let mut offer = root.host.accept(10).unwrap();
+    let name = offer.name().to_bytes().to_vec();
+    assert_eq!(mount.lookup(ROOT, &name), Ok(0), "it is not there yet");
+    // The other numbers its nodes by itself.
+    let _before = mount.host.offer(Arc::default()).unwrap();
+    assert!(mount.host.share(&mut offer));
+    assert!(!mount.host.share(&mut offer), "it is there already");
+    assert!(!nothing.host.share(&mut offer), "there is no file system");
+    let nodes = [root.lookup(ROOT, &name).unwrap(), mount.lookup(ROOT, &name).unwrap()];
+    // What one side has open is nothing to the other, and both put their bytes into one file.
+    let ((from, handle), (file, open)) = (root.create("r"), mount.create("m"));
+    root.write(from, handle, 0, b"root").unwrap();
+    mount.write(file, open, 0, b"mounted").unwrap();
+    let copy = |client: &mut Client, (from, handle): (u64, u64), to: u64, at: u64| {
+        let copy = quads(&[handle, 0, to, 0, at, 100, 0]);
+        client.call(op::COPY_FILE_RANGE, from, &copy).map(|n| u32_at(&n, 0))
+    };
+    assert_eq!(copy(&mut root, (from, handle), nodes[0], 0), Ok(4));
+    assert_eq!(copy(&mut root, (from, handle), nodes[1], 4), Err(EBADF), "the other's node");
+    assert_eq!(copy(&mut root, (from, handle + 1), nodes[0], 4), Err(EBADF), "the other's handle");
+    assert_eq!(copy(&mut mount, (file, open), nodes[1], 4), Ok(6));
+    assert_eq!(copy(&mut root, (from, handle), nodes[0], 10), Ok(0), "it is full");
+    assert_eq!(offer.take(), b"rootmounte");
+    drop(offer);
+    for (client, node) in [(&mut root, nodes[0]), (&mut mount, nodes[1])] {
+        assert_eq!(client.lookup(ROOT, &name), Ok(0));
+        assert!(client.write(node, 0, 0, b"x").is_err());
+        client.assert_well();
+    }
+    // Where there is no room for it, it is in the others.
+    let many: Vec<_> = std::iter::from_fn(|| mount.host.offer(Arc::default())).collect();
+    assert_eq!(many.len(), 63);
+    let mut offer = root.host.offer(Arc::new(b"bytes".to_vec())).unwrap();
+    assert!(!mount.host.share(&mut offer));
+    let node = root.lookup(ROOT, offer.name().to_bytes()).unwrap();
+    assert_eq!(root.read(node, 0, 0, 10).unwrap(), b"bytes");
 }
