@@ -46,13 +46,13 @@ pub(super) fn platform(builder: &InstanceBuilder) -> Result<(Platform, String), 
         if builder.require_hardware {
             return Err(unavailable(reason));
         }
-        let options = VmOptions { model: builder.cpu_model.unwrap_or_default(), opinions: 0 };
+        let options = VmOptions { model: builder.cpu_model.unwrap_or_default(), opinions: 0, traps: false };
         Ok((Platform { backend: Backend::Soft, options }, reason))
     };
     match asked {
         Backend::Soft => soft("the software CPU was asked for".into()),
         Backend::Auto => match supports_hypervisor() {
-            Ok(how) => match kvm(builder) {
+            Ok(how) => match kvm(builder, false) {
                 Ok(platform) => Ok((platform, how)),
                 // The wanted processor is more than it has.
                 Err(why) => soft(format!("KVM is not used: {why}")),
@@ -65,12 +65,13 @@ pub(super) fn platform(builder: &InstanceBuilder) -> Result<(Platform, String), 
             if builder.require_hardware && !verdict.is_native() || !verdict.runs_linux() {
                 return Err(unavailable(unfit(&verdict)));
             }
-            Ok((kvm(builder)?, format!("KVM was asked for; {verdict}")))
+            Ok((kvm(builder, verdict.wants_traps())?, format!("KVM was asked for; {verdict}")))
         }
     }
 }
 
-fn kvm(builder: &InstanceBuilder) -> Result<Platform, Error> {
+fn kvm(builder: &InstanceBuilder, traps: bool) -> Result<Platform, Error> {
     let model = crate::hypervisor::kvm_model(builder.cpu_model).map_err(MachineError::Hypervisor)?;
-    Ok(Platform { backend: Backend::Kvm, options: VmOptions { model, opinions: builder.opinions } })
+    let options = VmOptions { model, opinions: builder.opinions, traps };
+    Ok(Platform { backend: Backend::Kvm, options })
 }

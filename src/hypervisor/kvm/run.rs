@@ -116,6 +116,7 @@ impl KvmVcpu {
             running: Mutex::new(None),
             lint0: AtomicBool::new(false),
         };
+        shared.traps.have_cpuid_fault(&fd);
         let opinion = Opinion::new(identity, &shared);
         Ok(Self { fd, shared, signal: Arc::new(signal), tsc, opinion, incomplete: false, unblocked: false })
     }
@@ -270,6 +271,9 @@ impl Drop for Door<'_> {
 impl Vcpu for KvmVcpu {
     fn run(&mut self, io: &dyn ExitIo) -> Result<Exit, HypervisorError> {
         self.shared.time.follow(&mut self.tsc, &self.fd)?;
+        if self.shared.traps.missing() {
+            self.opinion.set_traps(&self.fd, &self.shared)?;
+        }
         if !self.unblocked {
             crate::sys::kick::unblock();
             self.unblocked = true;

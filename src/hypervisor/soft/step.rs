@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::cpu::Setup;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::cpu::{Access, Setup};
 use super::run::SoftVcpu;
 use crate::arch::x86_64::VcpuState;
 use crate::hypervisor::model::Identity;
@@ -14,6 +16,7 @@ use crate::sys::clock::Clock;
 /// meanwhile, and changes its code and page tables without a word.
 pub(in crate::hypervisor) struct Stepper {
     vcpu: SoftVcpu,
+    ram: Arc<GuestRam>,
 }
 
 impl Stepper {
@@ -24,7 +27,8 @@ impl Stepper {
     ) -> Result<Self, HypervisorError> {
         let Identity { model, id, cpus, .. } = identity;
         let fellows = Arc::default();
-        Ok(Self { vcpu: SoftVcpu::new(Setup { id, cpus, model, ram, clock, apic: None, fellows })? })
+        let vcpu = SoftVcpu::new(Setup { id, cpus, model, ram: ram.clone(), clock, apic: None, fellows })?;
+        Ok(Self { vcpu, ram })
     }
 
     /// Executes the instruction at `state`'s instruction pointer, or delivers what it raises. Returns how
@@ -34,14 +38,69 @@ impl Stepper {
         state: &mut VcpuState,
         io: &dyn ExitIo,
     ) -> Result<Option<Exit>, HypervisorError> {
-        self.vcpu.forget();
-        // A hypervisor may let its guest have more than the model.
-        let beyond = state.cr4 & !self.vcpu.cpu.model.cr4();
-        state.cr4 &= !beyond;
-        self.vcpu.set_state(state)?;
-        let exit = self.vcpu.step(io);
+        self.step_with(state, None, io)
+    }
+
+    /// The same as if `code` began at the instruction pointer.
+    pub(in crate::hypervisor) fn step_code(
+        &mut self,
+        state: &mut VcpuState,
+        code: &[u8],
+        io: &dyn ExitIo,
+    ) -> Result<Option<Exit>, HypervisorError> {
+        self.step_with(state, Some(code), io)
+    }
+
+    fn step_with(
+        &mut self,
+        state: &mut VcpuState,
+        code: Option<&[u8]>,
+        io: &dyn ExitIo,
+    ) -> Result<Option<Exit>, HypervisorError> {
+        let beyond = self.enter(state)?;
+        let exit = self.vcpu.step(io, code);
         *state = self.vcpu.state()?;
         state.cr4 |= beyond;
         Ok(exit)
+    }
+
+    /// Reads as far as `state` may, without its guest noticing. Returns how many bytes of `data` were filled.
+    pub(in crate::hypervisor) fn read(
+        &mut self,
+        state: &VcpuState,
+        mut address: u64,
+        data: &mut [u8],
+    ) -> Result<usize, HypervisorError> {
+        self.enter(&mut state.clone())?;
+        let mut read = 0;
+        while read < data.len() {
+            let Ok(gpa) = self.vcpu.cpu.translate(address, Access::Read) else { break };
+            let part = (data.len() - read).min(4096 - (gpa & 4095) as usize);
+            if self.ram.memory().read_slice(&mut data[read..read + part], GuestAddress(gpa)).is_err() {
+                break;
+            }
+            (read, address) = (read + part, address.wrapping_add(part as u64));
+        }
+        Ok(read)
+    }
+
+    /// The guest-physical address of the code at `address`, if `state` may execute it.
+    pub(in crate::hypervisor) fn code_at(
+        &mut self,
+        state: &VcpuState,
+        address: u64,
+    ) -> Result<Option<u64>, HypervisorError> {
+        self.enter(&mut state.clone())?;
+        Ok(self.vcpu.cpu.translate(address, Access::Execute).ok())
+    }
+
+    /// Takes the state over. Returns the bits of CR4 that the processor does not know: a hypervisor may let its guest
+    /// have more than the model.
+    fn enter(&mut self, state: &mut VcpuState) -> Result<u64, HypervisorError> {
+        self.vcpu.forget();
+        let beyond = state.cr4 & !self.vcpu.cpu.model.cr4();
+        state.cr4 &= !beyond;
+        self.vcpu.set_state(state)?;
+        Ok(beyond)
     }
 }
