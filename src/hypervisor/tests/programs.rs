@@ -188,6 +188,23 @@ fn a_kick_ends_an_endless_loop() {
 }
 
 #[test]
+fn a_halt_for_good_is_an_exit() {
+    on_each(|m| {
+        m.assemble(CODE, |a| {
+            a.mov(eax, 7)?;
+            a.hlt()
+        });
+        m.vcpu.set_state(&m.state).unwrap();
+        m.resume_time();
+        assert_eq!(m.vcpu.run(&*m.io).unwrap(), Exit::Halted);
+        let state = m.vcpu.state().unwrap();
+        assert_eq!((state.rip, state.gpr[gpr::RAX]), (CODE + 6, 7));
+        // Whoever runs it again finds it where it was.
+        assert_eq!(m.vcpu.run(&*m.io).unwrap(), Exit::Halted);
+    });
+}
+
+#[test]
 fn a_triple_fault_is_an_exit() {
     on_each(|m| {
         m.state.idt = DescriptorTable { base: 0, limit: 0 };
