@@ -78,7 +78,7 @@ impl Opinion {
         let mut after = before.clone();
         let exit = match shared.traps.sprung(stepper, &mut after, io)? {
             Some(exit) => exit,
-            None => stepper.step(&mut after, io)?,
+            None => stepper.step_on(&mut after, io)?,
         };
         if let Some(code) = code
             && let [a, b, c, d, ..] = code

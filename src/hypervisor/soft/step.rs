@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use iced_x86::{
+    CpuidFeature, Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, OpAccess, UsedMemory,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::cpu::{Access, Setup};
@@ -17,6 +20,15 @@ use crate::sys::clock::Clock;
 pub(in crate::hypervisor) struct Stepper {
     vcpu: SoftVcpu,
     ram: Arc<GuestRam>,
+    info: InstructionInfoFactory,
+}
+
+/// Most instructions that are executed for one that was refused: bounds the time between two looks at events.
+const MOST: u32 = 4096;
+
+/// Whether memory may be changed by it.
+fn stores(used: &UsedMemory) -> bool {
+    !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess)
 }
 
 impl Stepper {
@@ -28,7 +40,7 @@ impl Stepper {
         let Identity { model, id, cpus, .. } = identity;
         let fellows = Arc::default();
         let vcpu = SoftVcpu::new(Setup { id, cpus, model, ram: ram.clone(), clock, apic: None, fellows })?;
-        Ok(Self { vcpu, ram })
+        Ok(Self { vcpu, ram, info: InstructionInfoFactory::new() })
     }
 
     /// Executes the instruction at `state`'s instruction pointer, or delivers what it raises. Returns how
@@ -41,7 +53,63 @@ impl Stepper {
         self.step_with(state, None, io)
     }
 
-    /// The same as if `code` began at the instruction pointer.
+    /// The same, and then what follows, up to the first instruction that may change more than registers: emulators that
+    /// refuse one SSE instruction refuse the next. Nothing but an SSE or x87 instruction stores to memory, so no page table
+    /// changes behind the back of a hypervisor that keeps copies of them.
+    pub(in crate::hypervisor) fn step_on(
+        &mut self,
+        state: &mut VcpuState,
+        io: &dyn ExitIo,
+    ) -> Result<Option<Exit>, HypervisorError> {
+        let beyond = self.enter(state)?;
+        let mut exit = self.vcpu.step(io, None);
+        for _ in 0..MOST {
+            if exit.is_some() || !self.may_go_on() {
+                break;
+            }
+            exit = self.vcpu.step(io, None);
+        }
+        *state = self.vcpu.state()?;
+        state.cr4 |= beyond;
+        Ok(exit)
+    }
+
+    /// Whether the next instruction only reads, computes and branches, and is not a program's, which no hypervisor
+    /// emulates.
+    fn may_go_on(&mut self) -> bool {
+        let cpu = &mut self.vcpu.cpu;
+        if cpu.cpl == 3 {
+            return false;
+        }
+        let Ok(gpa) = cpu.translate(cpu.rip, Access::Execute) else { return false };
+        let mut code = [0; 15];
+        let there = code.len().min(4096 - (gpa & 4095) as usize);
+        if self.ram.memory().read_slice(&mut code[..there], GuestAddress(gpa)).is_err() {
+            return false;
+        }
+        let bitness = if cpu.long { 64 } else { 32 };
+        let next = Decoder::new(bitness, &code[..there], DecoderOptions::NONE).decode();
+        let harmless = !next.is_invalid()
+            && !next.is_privileged()
+            && !next.is_string_instruction()
+            && matches!(
+                next.flow_control(),
+                FlowControl::Next | FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch
+            );
+        let vector = |feature: &CpuidFeature| {
+            use CpuidFeature::*;
+            matches!(feature, FPU | MMX | SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ)
+        };
+        let general = next
+            .cpuid_features()
+            .iter()
+            .all(|f| matches!(f, CpuidFeature::INTEL8086 | CpuidFeature::INTEL386 | CpuidFeature::X64));
+        harmless
+            && (next.cpuid_features().iter().any(vector)
+                || general && !self.info.info(&next).used_memory().iter().any(stores))
+    }
+
+    /// The same as [`Stepper::step`] if `code` began at the instruction pointer.
     pub(in crate::hypervisor) fn step_code(
         &mut self,
         state: &mut VcpuState,
