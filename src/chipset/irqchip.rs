@@ -17,6 +17,7 @@ use super::lapic::{BROADCAST, DeliveryMode, Destination, Fabric, Lapic, LapicSta
 use super::pic::{self, Pic};
 use super::timers::Timers;
 use crate::hypervisor::{LocalApic, MessageSink, MsiMessage, VcpuSignal};
+use crate::state as saved;
 
 /// Most vCPUs: xAPIC ids are 8 bits and 0xff is everybody.
 pub const MAX_VCPUS: u32 = 255;
@@ -79,6 +80,17 @@ impl IrqChip {
     pub fn use_sink(&self, sink: Arc<dyn MessageSink>) {
         let _ = self.sink.set(sink);
         self.watch();
+        // Tells the backend the PIC's level.
+        self.with_pic(|_| ());
+    }
+
+    /// The registers of vCPU `id`'s local APIC, for the backend's own, which takes its place: this one is left as after
+    /// power-on.
+    pub fn lay_to_rest(&self, id: u32) -> Option<saved::Lapic> {
+        let lapic = self.lapics.get(id as usize)?;
+        let state = saved::Lapic::from(&lapic.state());
+        lapic.reset();
+        Some(state)
     }
 
     /// Tells the backend which messages' ends concern the IOAPIC.
@@ -150,10 +162,8 @@ impl IrqChip {
         *self.pic() = state.pic;
         self.ioapic.set_state(state.ioapic);
         self.watch();
-        if self.sink.get().is_none() {
-            for (lapic, state) in self.lapics.iter().zip(state.lapics) {
-                lapic.set_state(state);
-            }
+        for (lapic, state) in self.lapics.iter().zip(state.lapics) {
+            lapic.set_state(state);
         }
         // The level of LINT0 is the PIC's to say, whatever the local APIC's state has for it.
         self.with_pic(|_| ());

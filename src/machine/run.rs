@@ -283,9 +283,7 @@ impl Machine {
         let _ = power.control.set(Arc::downgrade(&control));
         let vm: Arc<dyn Vm> =
             platform.create_vm(board.ram.clone(), board.clock.clone(), board.cpus())?.into();
-        if let Some(sink) = vm.message_sink() {
-            board.irqchip.use_sink(sink);
-        }
+        let sink = vm.message_sink();
         let mut ready = Vec::new();
         for id in 0..board.cpus() {
             let vcpu = vm.create_vcpu(id, board.irqchip.lapic(id))?;
@@ -312,9 +310,15 @@ impl Machine {
         for (id, (vcpu, _)) in (0..).zip(&mut ready) {
             let Some(processor) = state_of(id) else { continue };
             vcpu.set_state(&processor.state)?;
-            if let (Some(lapic), Some(_)) = (&processor.lapic, vm.message_sink()) {
-                vcpu.set_local_apic(lapic, board.clock.now())?;
+            if processor.lapic.is_some() && sink.is_some() {
+                // With what `prepare` had devices signal: the backend's own would have forgotten that.
+                if let Some(lapic) = board.irqchip.lay_to_rest(id) {
+                    vcpu.set_local_apic(&lapic, board.clock.now())?;
+                }
             }
+        }
+        if let Some(sink) = sink {
+            board.irqchip.use_sink(sink);
         }
 
         let weak = Arc::downgrade(&control);
