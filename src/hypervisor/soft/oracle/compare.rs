@@ -4,18 +4,21 @@ use std::fmt::Write;
 
 use iced_x86::Mnemonic;
 
-use super::{ARENA, ARENA_LEN, Case, Fault, Outcome, undefined};
+use super::{ARENA, ARENA_LEN, Case, Fault, Outcome, Reference, undefined};
 use crate::arch::x86_64::{rflags, vector};
 
 const GPR: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
     "r15",
 ];
-/// RF depends on how the state was read, IF and IOPL are the kernel's.
+/// What a handler under KVM sees besides; in a process RF depends on how the state was read, IF and IOPL are
+/// the kernel's.
+const SYSTEM_FLAGS: u64 = rflags::RF | rflags::IF | rflags::IOPL | rflags::VM | rflags::VIF | rflags::VIP;
 const FLAGS: u64 = rflags::STATUS | rflags::DF | rflags::NT | rflags::AC | rflags::ID | rflags::TF;
 
-/// Everything in which `soft` differs from `host`, one a line; empty when they agree.
+/// Everything in which `soft` differs from `host`, which ran on `reference`, one a line; empty when they agree.
 pub(super) fn differences(
+    reference: Reference,
     case: &Case,
     host: &Outcome,
     soft: &Outcome,
@@ -28,7 +31,7 @@ pub(super) fn differences(
     let offset = host.cpu.rip.wrapping_sub(case.entry);
     let culprit = case.units.iter().find(|u| offset < u.end as u64).map_or(last, |u| u.code.mnemonic());
     let steps = undefined::many_steps(culprit) && host.fault.is_some() && soft.fault.is_some();
-    if !steps && !same_fault(host.fault, soft.fault) {
+    if !steps && !same_fault(reference, host.fault, soft.fault) {
         let _ = writeln!(out, "  fault: host {:x?} soft {:x?}", host.fault, soft.fault);
     }
     let (a, b) = (&host.cpu, &soft.cpu);
@@ -44,7 +47,8 @@ pub(super) fn differences(
         None => case.units.last().map_or(0, |u| u.undefined),
         Some(_) => case.units.iter().fold(0, |all, u| all | u.undefined),
     };
-    let mask = FLAGS & !open;
+    let flags = if reference == Reference::Kvm { FLAGS | SYSTEM_FLAGS } else { FLAGS };
+    let mask = flags & !open;
     if (a.rflags ^ b.rflags) & mask != 0 {
         let _ = writeln!(
             out,
@@ -69,11 +73,11 @@ pub(super) fn differences(
     out
 }
 
-fn same_fault(a: Option<Fault>, b: Option<Fault>) -> bool {
+fn same_fault(reference: Reference, a: Option<Fault>, b: Option<Fault>) -> bool {
     match (a, b) {
         (Some(a), Some(b)) if a.vector == vector::PF && b.vector == vector::PF => {
             // The host's kernel reports every address that is not a program's as present.
-            let present = u32::from(a.cr2 >= 0x7fff_ffff_f000);
+            let present = u32::from(reference == Reference::Process && a.cr2 >= 0x7fff_ffff_f000);
             a.error | present == b.error | present && a.cr2 == b.cr2
         }
         (Some(a), Some(b)) => a.vector == b.vector && a.error == b.error,
@@ -169,6 +173,12 @@ fn flag_names(bits: u64) -> String {
         ("NT", rflags::NT),
         ("AC", rflags::AC),
         ("ID", rflags::ID),
+        ("RF", rflags::RF),
+        ("IF", rflags::IF),
+        ("IOPL", rflags::IOPL),
+        ("VM", rflags::VM),
+        ("VIF", rflags::VIF),
+        ("VIP", rflags::VIP),
     ]
     .iter()
     .filter(|(_, bit)| bits & bit != 0)

@@ -9,16 +9,18 @@ use iced_x86::{Decoder, DecoderOptions, FastFormatter, Instruction, InstructionI
 
 use super::compare::differences;
 use super::generate::Generator;
+use super::guest::{Guest, HUNG};
 use super::native::Native;
-use super::soft_side::{HUNG, Soft};
-use super::{ARENA, ARENA_LEN, Case, Outcome};
+use super::{ARENA, ARENA_LEN, Case, Outcome, Reference, Side};
 use crate::arch::x86_64::{rflags, vector};
 use crate::hypervisor::soft::SoftVm;
-use crate::hypervisor::{CpuModel, Vm};
+use crate::hypervisor::{CpuModel, Vm, VmOptions, kvm};
 use crate::sys::clock::Clock;
 
 /// Cases in an ordinary `cargo test`: a few seconds.
 const SAMPLE: u64 = 100_000;
+/// The same under KVM, where a case costs a few dozen system calls.
+const KVM_SAMPLE: u64 = 20_000;
 const READ_ONLY: [u8; 4096] = [0x3f; 4096];
 /// Opcodes of the baseline that the software CPU need not know, each with the reason.
 const ALLOWED_UNKNOWN: [&str; 2] = [
@@ -33,23 +35,36 @@ fn variable(name: &str) -> Option<u64> {
 
 #[test]
 fn host_and_soft_agree() {
-    agree(64);
+    agree(64, Reference::Process, &mut Native::new(&READ_ONLY).unwrap(), SAMPLE);
 }
 
 #[test]
 fn host_and_soft_agree_on_32_bit_code() {
-    agree(32);
+    agree(32, Reference::Process, &mut Native::new(&READ_ONLY).unwrap(), SAMPLE);
 }
 
-/// Runs the cases that the environment asks for, or the sample.
-fn agree(bits: u32) {
+#[test]
+fn kvm_and_soft_agree() {
+    if let Some(mut kvm) = on_kvm() {
+        agree(64, Reference::Kvm, &mut kvm, KVM_SAMPLE);
+    }
+}
+
+#[test]
+fn kvm_and_soft_agree_on_32_bit_code() {
+    if let Some(mut kvm) = on_kvm() {
+        agree(32, Reference::Kvm, &mut kvm, KVM_SAMPLE);
+    }
+}
+
+/// Runs the cases that the environment asks for, or `sample` of them, on the software CPU and `host`.
+fn agree(bits: u32, reference: Reference, host: &mut dyn Side, sample: u64) {
     let seed = variable("ORACLE_SEED").unwrap_or(1);
     let first = variable("ORACLE_FIRST").unwrap_or(0);
-    let count = variable("ORACLE_CASES").unwrap_or(SAMPLE);
+    let count = variable("ORACLE_CASES").unwrap_or(sample);
     let shown = variable("ORACLE_SHOW").unwrap_or(3);
     let only = std::env::var("ORACLE_ONLY").ok();
     let generator = Generator::new(bits, seed, only.as_deref());
-    let mut native = Native::new(&READ_ONLY).unwrap();
     let mut soft = soft();
     let start = Instant::now();
     let mut covered: BTreeMap<usize, u64> = BTreeMap::new();
@@ -63,7 +78,7 @@ fn agree(bits: u32) {
         for unit in &case.units {
             *covered.entry(unit.code as usize).or_default() += 1;
         }
-        match one(&generator, &mut native, &mut soft, &case) {
+        match one(&generator, reference, host, &mut soft, &case) {
             Compared::Alike => continue,
             Compared::Endless => {
                 endless.push(index);
@@ -75,7 +90,7 @@ fn agree(bits: u32) {
         let (short, found) = (1..=case.units.len())
             .find_map(|units| {
                 let case = case.truncated(units);
-                match one(&generator, &mut native, &mut soft, &case) {
+                match one(&generator, reference, host, &mut soft, &case) {
                     Compared::Different(found) => Some((case, found)),
                     _ => None,
                 }
@@ -90,7 +105,7 @@ fn agree(bits: u32) {
         *times += 1;
         if *times <= shown {
             eprintln!(
-                "{culprit:?} differs in {bits}-bit code; repeat with ORACLE_SEED={seed} ORACLE_FIRST={index} ORACLE_CASES=1{}\n{}{}",
+                "{culprit:?} differs in {bits}-bit code from {reference:?}; repeat with ORACLE_SEED={seed} ORACLE_FIRST={index} ORACLE_CASES=1{}\n{}{}",
                 only.as_ref().map(|o| format!(" ORACLE_ONLY={o}")).unwrap_or_default(),
                 describe(&short, generator.memory()),
                 found.text
@@ -104,7 +119,7 @@ fn agree(bits: u32) {
         .map(|(code, _)| format!("{code:?}"))
         .collect();
     eprintln!(
-        "{bits}-bit code: {count} cases of {instructions} instructions, {} of {} opcodes, in {:.1?}; opcodes not reached: {idle:?}; \
+        "{bits}-bit code, {reference:?}: {count} cases of {instructions} instructions, {} of {} opcodes, in {:.1?}; opcodes not reached: {idle:?}; \
          cases that differ, by mnemonic: {wrong:?}; cases without an end: {endless:?}; {} opcodes unknown to soft, among them {:?}",
         covered.len(),
         generator.codes.len(),
@@ -117,7 +132,7 @@ fn agree(bits: u32) {
     // A jump through random memory hits the code before it about once in ten million cases.
     assert!(endless.len() as u64 <= 2 + count / 1_000_000, "{} cases hang", endless.len());
     assert!(unknown.is_empty(), "{} opcodes are not implemented", unknown.len());
-    assert!(idle.is_empty() || count < SAMPLE, "{} opcodes were never generated", idle.len());
+    assert!(idle.is_empty() || count < sample, "{} opcodes were never generated", idle.len());
 }
 
 struct Found {
@@ -134,13 +149,19 @@ enum Compared {
 }
 
 /// Runs a case on both sides.
-fn one(generator: &Generator, native: &mut Native, soft: &mut Soft, case: &Case) -> Compared {
+fn one(
+    generator: &Generator,
+    reference: Reference,
+    native: &mut dyn Side,
+    soft: &mut Guest,
+    case: &Case,
+) -> Compared {
     let ours = soft.run(case, generator.memory());
     if ours.fault.is_some_and(|f| f.vector == HUNG) {
         return Compared::Endless;
     }
     let host = native.run(case, generator.memory());
-    let text = differences(case, &host, &ours, native.arena(), soft.arena());
+    let text = differences(reference, case, &host, &ours, native.arena(), soft.arena());
     let undefined = |o: &Outcome| o.fault.is_some_and(|f| f.vector == vector::UD);
     match text.is_empty() {
         true => Compared::Alike,
@@ -223,12 +244,26 @@ fn describe(case: &Case, template: &[u8; ARENA_LEN]) -> String {
     out
 }
 
-fn soft() -> Soft {
-    Soft::new(&READ_ONLY, |ram| {
+fn soft() -> Guest {
+    Guest::new(&READ_ONLY, |ram| {
         let clock = Arc::new(Clock::new());
         clock.resume();
         SoftVm::new(ram.clone(), clock, 1, CpuModel::Baseline).create_vcpu(0, None).unwrap()
     })
+}
+
+/// A vCPU on KVM; says why there is none.
+fn on_kvm() -> Option<Guest> {
+    let system = kvm::System::open().map_err(|e| println!("NOT RUN on KVM: {e}")).ok()?;
+    Some(Guest::new(&READ_ONLY, |ram| {
+        let clock = Arc::new(Clock::new());
+        let options = VmOptions { model: CpuModel::Minimal, ..VmOptions::default() };
+        let vm = kvm::KvmVm::new(system, ram.clone(), clock.clone(), 1, options).unwrap();
+        let vcpu = vm.create_vcpu(0, None).unwrap();
+        clock.resume();
+        vm.time_resumed();
+        vcpu
+    }))
 }
 
 /// The same case twice on the host gives the same result, so differences are soft's.
@@ -243,7 +278,7 @@ fn the_host_repeats_itself() {
         let once = native.run(&case, generator.memory());
         let memory = *native.arena();
         let twice = native.run(&case, generator.memory());
-        let text = differences(&case, &once, &twice, &memory, native.arena());
+        let text = differences(Reference::Process, &case, &once, &twice, &memory, native.arena());
         assert!(text.is_empty(), "case {index}\n{}{text}", describe(&case, generator.memory()));
         match once.fault {
             None => ends += 1,
@@ -283,7 +318,9 @@ fn differences_are_noticed() {
         .unwrap();
     native.run(&case, generator.memory());
     let memory = *native.arena();
-    let check = |out: &Outcome, mem: &[u8; ARENA_LEN]| differences(&case, &right, out, &memory, mem);
+    let check = |out: &Outcome, mem: &[u8; ARENA_LEN]| {
+        differences(Reference::Process, &case, &right, out, &memory, mem)
+    };
     assert_eq!(check(&right, &memory), "");
 
     type Change = fn(&mut Outcome);
