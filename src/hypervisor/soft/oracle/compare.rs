@@ -35,7 +35,7 @@ pub(super) fn differences(
         let _ = writeln!(out, "  fault: host {:x?} soft {:x?}", host.fault, soft.fault);
     }
     let (a, b) = (&host.cpu, &soft.cpu);
-    if host.fault.is_some() && soft.fault.is_some() && a.rip != b.rip {
+    if a.rip != b.rip && (host.fault.is_some() || soft.fault.is_some()) {
         let _ = writeln!(out, "  rip: host {:x} soft {:x}", a.rip, b.rip);
     }
     for (name, (x, y)) in GPR.iter().zip(a.gpr.iter().zip(&b.gpr)) {
