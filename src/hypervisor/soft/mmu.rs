@@ -223,6 +223,7 @@ impl Cpu {
         if first < len {
             self.check_canonical(va.wrapping_add(first as u64))?;
         }
+        self.check_alignment(va, len as u64)?;
         let gpa = self.fill(va, access)?;
         if first < len {
             let gpa2 = self.fill(va.wrapping_add(first as u64), access)?;
@@ -241,6 +242,7 @@ impl Cpu {
         if first < len {
             self.check_canonical(va.wrapping_add(first as u64))?;
         }
+        self.check_alignment(va, len as u64)?;
         let gpa = self.fill(va, Access::Write)?;
         if first < len {
             let gpa2 = self.fill(va.wrapping_add(first as u64), Access::Write)?;

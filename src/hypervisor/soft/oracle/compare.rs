@@ -31,7 +31,10 @@ pub(super) fn differences(
     let offset = host.cpu.rip.wrapping_sub(case.entry);
     let culprit = case.units.iter().find(|u| offset < u.end as u64).map_or(last, |u| u.code.mnemonic());
     let steps = undefined::many_steps(culprit) && host.fault.is_some() && soft.fault.is_some();
-    if !steps && !same_fault(reference, host.fault, soft.fault) {
+    if !steps
+        && !made_by_kvm(reference, host.fault, soft.fault)
+        && !same_fault(reference, host.fault, soft.fault)
+    {
         let _ = writeln!(out, "  fault: host {:x?} soft {:x?}", host.fault, soft.fault);
     }
     let (a, b) = (&host.cpu, &soft.cpu);
@@ -47,7 +50,7 @@ pub(super) fn differences(
         None => case.units.last().map_or(0, |u| u.undefined),
         Some(_) => case.units.iter().fold(0, |all, u| all | u.undefined),
     };
-    let flags = if reference == Reference::Kvm { FLAGS | SYSTEM_FLAGS } else { FLAGS };
+    let flags = if reference == Reference::Process { FLAGS } else { FLAGS | SYSTEM_FLAGS };
     let mask = flags & !open;
     if (a.rflags ^ b.rflags) & mask != 0 {
         let _ = writeln!(
@@ -71,6 +74,10 @@ pub(super) fn differences(
         }
     }
     out
+}
+
+fn made_by_kvm(reference: Reference, host: Option<Fault>, soft: Option<Fault>) -> bool {
+    matches!(reference, Reference::Kvm(quirks) if quirks.made(host, soft))
 }
 
 fn same_fault(reference: Reference, a: Option<Fault>, b: Option<Fault>) -> bool {

@@ -2,8 +2,8 @@
 //!
 //! Page tables map the code and data areas where the host has them; everything else that ring 0
 //! needs (descriptor tables, a stack, a few bytes of handler for each vector) lies in the upper half. A
-//! snippet ends in an exception or in INT [`EXIT_VECTOR`]; either way the vector's handler writes to a port
-//! and nothing else, which ends `run` with the snippet's registers still in place and RIP, RSP and RFLAGS
+//! snippet ends in an exception, that of the HLT at [`EXIT`] where it reaches its end; the vector's handler
+//! writes to a port and nothing else, which ends `run` with the snippet's registers still in place and RIP, RSP and RFLAGS
 //! in the frame it pushed.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::{
     ARENA, ARENA_LEN, CODE, CODE_LEN, Case, CpuImage, EXIT, Fault, GS_BASE, Outcome, READ_ONLY, Side,
     USER_CS, USER_CS32, USER_SS, native,
 };
-use crate::arch::x86_64::{DescriptorTable, Segment, VcpuState, cr0, cr4, efer, seg};
+use crate::arch::x86_64::{DescriptorTable, Segment, VcpuState, cr0, cr4, efer, rflags, seg, vector};
 use crate::hypervisor::{Exit, ExitIo, Vcpu, VcpuSignal};
 use crate::memory::GuestRam;
 
@@ -44,7 +44,8 @@ const ARENA_PAGES: u64 = 0x3_0000;
 /// Virtual address of physical address 0x8000.
 const KERNEL: u64 = 0xffff_8000_0000_0000;
 const KERNEL_CS: u16 = 0x10;
-const EXIT_VECTOR: u8 = 0x20;
+/// Ends a snippet: #GP(0) at privilege 3. Not INT, whose exit some KVMs cannot do (see docs/testing.md).
+const HLT: u8 = 0xf4;
 
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 2;
@@ -184,19 +185,19 @@ impl Guest {
         word(TSS + 0x24, kernel(STACK_TOP));
         // No I/O permission bitmap within the limit.
         memory.write_obj(0x68_u16, GuestAddress(TSS + 0x66)).unwrap();
-        for vector in 0..64 {
-            let stub = kernel(STUBS) + 16 * vector;
-            let dpl: u64 = if matches!(vector as u8, 3 | 4 | EXIT_VECTOR) { 3 } else { 0 };
+        for v in 0..64 {
+            let stub = kernel(STUBS) + 16 * v;
+            let dpl: u64 = if matches!(v as u8, vector::BP | vector::OF) { 3 } else { 0 };
             let attributes = 0x8e00 | dpl << 13 | 1;
             word(
-                IDT + 16 * vector,
+                IDT + 16 * v,
                 stub & 0xffff | u64::from(KERNEL_CS) << 16 | attributes << 32 | (stub >> 16 & 0xffff) << 48,
             );
-            word(IDT + 16 * vector + 8, stub >> 32);
-            memory.write_slice(&HANDLER, GuestAddress(STUBS + 16 * vector)).unwrap();
+            word(IDT + 16 * v + 8, stub >> 32);
+            memory.write_slice(&HANDLER, GuestAddress(STUBS + 16 * v)).unwrap();
         }
         let exit = CODE_PAGES + (EXIT - CODE);
-        memory.write_slice(&[0xcd, EXIT_VECTOR], GuestAddress(exit)).unwrap();
+        memory.write_slice(&[HLT], GuestAddress(exit)).unwrap();
         word(exit + 8, EXIT);
         memory.write_slice(read_only, GuestAddress(ARENA_PAGES + ARENA_LEN as u64)).unwrap();
 
@@ -268,9 +269,12 @@ impl Side for Guest {
         cpu.rip = frame(0);
         cpu.rflags = frame(2);
         cpu.gpr[4] = frame(3);
-        let fault = (vector != EXIT_VECTOR).then_some(Fault { vector, error, cr2: state.cr2 });
-        if fault.is_none() {
+        let reached_end = vector == vector::GP && error == 0 && cpu.rip == EXIT;
+        let fault = (!reached_end).then_some(Fault { vector, error, cr2: state.cr2 });
+        if reached_end {
             cpu.rip = 0;
+            // The HLT's, not the snippet's.
+            cpu.rflags &= !rflags::RF;
         }
         Outcome { cpu, fault }
     }

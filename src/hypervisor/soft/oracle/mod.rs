@@ -15,7 +15,9 @@ mod compare;
 mod generate;
 mod guest;
 mod native;
+mod quirks;
 mod rng;
+mod system;
 mod templates;
 mod tests;
 mod undefined;
@@ -26,6 +28,7 @@ use iced_x86::Code;
 use crate::arch::x86_64::FpuState;
 
 pub(super) use native::with_sigfpe;
+use quirks::Quirks;
 
 /// Address of the code area, read-only and executable for snippets.
 pub(super) const CODE: u64 = 0x1000_0000;
@@ -87,11 +90,11 @@ pub(super) trait Side {
 
 /// Whose results the software CPU's are measured by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reference {
+enum Reference {
     /// The host's processor, as a process of the host's kernel sees it.
     Process,
     /// The same at privilege 3 of a vCPU on KVM, whose handlers see what the processor pushes.
-    Kvm,
+    Kvm(Quirks),
 }
 
 /// A piece of a sequence that may be cut off behind: one instruction with what it needs around it.

@@ -183,3 +183,18 @@ pub(super) fn verify<const WRITE: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
     cpu.flags.set_zf(ok);
     Ok(())
 }
+
+/// ARPL: a selector's RPL is made no smaller than another's.
+pub(super) fn arpl<const MEMORY: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
+    let rpl = cpu.get::<u16>(op.src) & 3;
+    let raised = |selector: u16| if selector & 3 < rpl { selector & !3 | rpl } else { selector };
+    let (old, new) = if MEMORY {
+        cpu.modify::<u16>(op, raised)?
+    } else {
+        let old = cpu.get::<u16>(op.dst);
+        cpu.set(op.dst, raised(old));
+        (old, raised(old))
+    };
+    cpu.flags.set_zf(old != new);
+    Ok(())
+}

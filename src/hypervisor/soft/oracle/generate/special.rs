@@ -39,6 +39,8 @@ impl Builder {
                 let count = self.rng.next() & !0xff | self.rng.below(70) as u64;
                 self.prefer(RCX, count, needs);
             }
+            // A system call of the host.
+            M::Int if bytes[immediate.start] == 0x80 => bytes[immediate.start] = 0x81,
             M::Shld | M::Shrd => {
                 // Counts beyond 16 leave a 16-bit result undefined.
                 let word = instruction.op1_register().is_gpr16();
