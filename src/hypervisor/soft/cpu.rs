@@ -467,7 +467,7 @@ impl Cpu {
     }
 
     /// #AC(0) where alignment is checked and `va` is no multiple of `align`. Comes before page faults, behind
-    /// the check of the address itself.
+    /// the check of the first byte's address.
     #[inline]
     pub(super) fn check_alignment(&mut self, va: u64, align: u64) -> Result<(), Stop> {
         if self.tlb.is_checked() && va & (align - 1) != 0 {
@@ -587,8 +587,8 @@ impl Cpu {
             }
         }
         // A split lock or a device register.
-        self.check_canonical(va.wrapping_add(T::BYTES - 1))?;
         self.check_alignment(va, T::BYTES)?;
+        self.check_canonical(va.wrapping_add(T::BYTES - 1))?;
         self.translate(va, Access::Write)?;
         self.translate(second_page(va, T::BYTES), Access::Write)?;
         self.alone(|cpu| {

@@ -220,10 +220,10 @@ impl Cpu {
     fn read_any(&mut self, va: u64, len: usize, access: Access) -> Result<u64, Stop> {
         let mut bytes = [0u8; 8];
         let first = len.min(4096 - (va & 4095) as usize);
+        self.check_alignment(va, len as u64)?;
         if first < len {
             self.check_canonical(va.wrapping_add(first as u64))?;
         }
-        self.check_alignment(va, len as u64)?;
         let gpa = self.fill(va, access)?;
         if first < len {
             let gpa2 = self.fill(va.wrapping_add(first as u64), access)?;
@@ -239,10 +239,10 @@ impl Cpu {
     pub(super) fn write_slow(&mut self, va: u64, value: u64, len: usize) -> Result<(), Stop> {
         let bytes = value.to_le_bytes();
         let first = len.min(4096 - (va & 4095) as usize);
+        self.check_alignment(va, len as u64)?;
         if first < len {
             self.check_canonical(va.wrapping_add(first as u64))?;
         }
-        self.check_alignment(va, len as u64)?;
         let gpa = self.fill(va, Access::Write)?;
         if first < len {
             let gpa2 = self.fill(va.wrapping_add(first as u64), Access::Write)?;

@@ -184,17 +184,15 @@ pub(super) fn verify<const WRITE: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
     Ok(())
 }
 
-/// ARPL: a selector's RPL is made no smaller than another's.
+/// ARPL: a selector's RPL is made no smaller than another's. Memory is written only where that changes it.
 pub(super) fn arpl<const MEMORY: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
     let rpl = cpu.get::<u16>(op.src) & 3;
-    let raised = |selector: u16| if selector & 3 < rpl { selector & !3 | rpl } else { selector };
-    let (old, new) = if MEMORY {
-        cpu.modify::<u16>(op, raised)?
-    } else {
-        let old = cpu.get::<u16>(op.dst);
-        cpu.set(op.dst, raised(old));
-        (old, raised(old))
-    };
-    cpu.flags.set_zf(old != new);
+    let old = if MEMORY { cpu.load::<u16>(op)? } else { cpu.get(op.dst) };
+    let raises = old & 3 < rpl;
+    if raises {
+        let new = old & !3 | rpl;
+        if MEMORY { cpu.store(op, new)? } else { cpu.set(op.dst, new) }
+    }
+    cpu.flags.set_zf(raises);
     Ok(())
 }

@@ -5,8 +5,8 @@ use super::Builder;
 use crate::arch::x86_64::{FpuState, rflags};
 
 impl Builder {
-    /// Flags for the stack. Never TF: the way out would be stepped through. Never AC: the software
-    /// CPU has no alignment checks.
+    /// Flags for the stack. Never TF: the way out would be stepped through. Never AC: the host's signal
+    /// frames cannot be trusted with it. Alignment checks are in the tables of [`super::super::system`].
     pub(super) fn popped_flags(&mut self) -> u64 {
         let mut value = self.rng.next() & (rflags::STATUS | rflags::DF | rflags::ID);
         if self.rng.chance(20) {

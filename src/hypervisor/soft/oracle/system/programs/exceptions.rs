@@ -305,6 +305,8 @@ fn alignment() -> Vec<Program> {
         ac(p("popfq", &[0x9d]).with(odd_stack)),
         ac(p("iretq", &[0x48, 0xcf]).with(odd_stack)),
         ac(p("enter", &[0xc8, 8, 0, 0]).with(odd_stack)),
+        ac(p("enter that leaves the stack odd", &[0xc8, 1, 0, 0])),
+        ac(p("mov across the edge", &[0x8b, 0x03]).at(0x7fff_ffff_fffd)),
         ac(p("far pointer", &[0x48, 0x0f, 0xb4, 0x43, 4])),
         ac(p("jmp of memory", &[0xff, 0x63, 4])),
         p("sldt", &[0x0f, 0x00, 0x43, 1]),
