@@ -233,11 +233,14 @@ pub struct VmOptions {
     pub model: CpuModel,
     /// Most instructions that the software CPU executes because the hypervisor refuses them.
     pub opinions: u64,
+    /// Have the software CPU execute programs' SYSCALL and CPUID, for a hypervisor that does them wrong
+    /// ([`probe::Verdict::wants_traps`]).
+    pub traps: bool,
 }
 
 impl Default for VmOptions {
     fn default() -> Self {
-        Self { model: CpuModel::Baseline, opinions: u64::MAX }
+        Self { model: CpuModel::Baseline, opinions: u64::MAX, traps: false }
     }
 }
 

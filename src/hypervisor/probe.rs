@@ -60,10 +60,15 @@ impl Verdict {
     }
 
     /// Whether a stock kernel and its programs can run there at all, if need be with the software CPU executing what is
-    /// refused.
+    /// refused or done wrong.
     pub fn runs_linux(&self) -> bool {
-        let broken = |piece: &String| piece == SYSTEM_CALLS;
-        !matches!(self, Self::Broken(_)) && !self.figures().refused.iter().any(broken)
+        !matches!(self, Self::Broken(_))
+    }
+
+    /// Whether it needs [`VmOptions::traps`](super::VmOptions::traps) for that.
+    pub fn wants_traps(&self) -> bool {
+        let wrong = |piece: &String| [SYSTEM_CALLS, HIDING].contains(&piece.as_str());
+        matches!(self, Self::Emulated(_)) && self.figures().refused.iter().any(wrong)
     }
 
     /// Whether a machine should run there by itself.
@@ -100,8 +105,9 @@ impl std::fmt::Display for Verdict {
     }
 }
 
-/// What nobody can do for a hypervisor that does it wrong: there is no exit.
+/// What a hypervisor may do wrong without an exit.
 const SYSTEM_CALLS: &str = "system calls";
+const HIDING: &str = "hiding CPU features";
 
 /// A piece of a kernel: its name and its code.
 struct Piece {
@@ -147,7 +153,7 @@ const PIECES: [Piece; 7] = [
     },
     Piece {
         // XSAVE, bit 26, is in no model.
-        name: "hiding CPU features",
+        name: HIDING,
         // mov eax, 1; xor ecx, ecx; cpuid; shr ecx, 26; and ecx, 1; mov eax, ecx; out 0xf4, al
         code: &[
             0xb8, 1, 0, 0, 0, 0x31, 0xc9, 0x0f, 0xa2, 0xc1, 0xe9, 26, 0x83, 0xe1, 1, 0x89, 0xc8, 0xe6, 0xf4,
@@ -309,7 +315,7 @@ pub fn kvm_anew() -> Result<Verdict, Unavailable> {
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 fn kvm_of(system: &super::kvm::System) -> Result<Verdict, Unavailable> {
     use super::{CpuModel, VmOptions};
-    let options = VmOptions { model: CpuModel::Minimal, opinions: 0 };
+    let options = VmOptions { model: CpuModel::Minimal, opinions: 0, traps: false };
     probe(|ram, clock| Ok(Box::new(super::kvm::KvmVm::new(system.clone(), ram, clock, 1, options)?))).map_err(
         |e| match e {
             HypervisorError::Unavailable(why) => why,

@@ -174,7 +174,8 @@ impl InstanceBuilder {
         self
     }
 
-    /// Runs on this backend. [`Backend::Auto`] unless said otherwise.
+    /// Runs on this backend. [`Backend::Auto`] unless said otherwise, which the environment variable `CC_BACKEND` may
+    /// make another.
     pub fn backend(mut self, backend: Backend) -> Self {
         self.backend = backend;
         self

@@ -100,6 +100,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A backend that there is not.
+    #[error("CC_BACKEND is auto, soft or kvm, not {value}")]
+    Backend {
+        /// The variable's value.
+        value: String,
+    },
     /// The host refused something the machine needs.
     #[error("{what}")]
     Host {
@@ -120,7 +126,7 @@ impl Error {
             }
             Self::Timeout(_) => io::ErrorKind::TimedOut,
             Self::HypervisorUnavailable { .. } => io::ErrorKind::Unsupported,
-            Self::Memory { .. } | Self::Cpus { .. } => io::ErrorKind::InvalidInput,
+            Self::Memory { .. } | Self::Cpus { .. } | Self::Backend { .. } => io::ErrorKind::InvalidInput,
             Self::Boot(_) => io::ErrorKind::Other,
             Self::Snapshot(SnapshotError::Io { source, .. }) => source.kind(),
             Self::Snapshot(_) => io::ErrorKind::InvalidData,

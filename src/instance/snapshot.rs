@@ -117,7 +117,7 @@ impl Snapshot {
             start::restore(&mut builder, platform, restored, tags, serve).map_err(Error::Snapshot)?;
         let (load, started) = (begin.elapsed(), Instant::now());
         let lifetime = builder.timeout;
-        let client = running.client(Some(start::RETURN), lifetime)?;
+        let client = running.client(Some(start::patience(platform)), lifetime)?;
         let Running { machine, .. } = running;
         start::tell_end(&machine, &client);
         super::root::renew(&client, Some(&hostname)).map_err(|e| start::fail(&machine, e, lifetime))?;

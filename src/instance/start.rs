@@ -38,7 +38,14 @@ const GUEST_CID: u32 = 3;
 /// How long an agent that has connected may take to greet.
 const GREETING: Duration = Duration::from_secs(60);
 /// A restored agent that has not come back by then never will: the machine boots instead.
-pub(super) const RETURN: Duration = Duration::from_secs(20);
+const RETURN: Duration = Duration::from_secs(20);
+/// The same where the guest's kernel is emulated.
+const SLOW_RETURN: Duration = Duration::from_secs(300);
+
+/// How long a restored agent is waited for.
+pub(super) fn patience(platform: Platform) -> Duration {
+    if platform.options.traps { SLOW_RETURN } else { RETURN }
+}
 
 /// What boot and restore have in common.
 struct Plan<'a> {
@@ -48,7 +55,10 @@ struct Plan<'a> {
     root: &'a Root,
     memory: u64,
     cpus: u32,
+    /// The kernel's command line.
     command_line: String,
+    /// That of a boot on this platform, where it has to be another.
+    for_booting: String,
 }
 
 /// A machine that runs, and where its agent will call.
@@ -78,18 +88,32 @@ pub(super) fn start(mut builder: InstanceBuilder) -> Result<Instance, Error> {
     let mut command_line = CommandLine::new(KernelConsole::Serial);
     command_line.dmesg = builder.dmesg;
     command_line.extra = std::mem::take(&mut builder.kernel_arguments);
+    let for_booting = CommandLine { emulated: platform.options.traps, ..command_line.clone() }.build()?;
     let command_line = command_line.build()?;
 
     let snapshots = snapshots(&builder);
     let (lifetime, config) = (builder.timeout, builder.source.config().cloned());
     let origin = Origin::new(&builder.source, builder.provider.cache_dir().or_else(cache_dir::of_user));
-    let mut plan =
-        Plan { builder: &mut builder, platform, kernel: &kernel, root: &root, memory, cpus, command_line };
+    let mut plan = Plan {
+        builder: &mut builder,
+        platform,
+        kernel: &kernel,
+        root: &root,
+        memory,
+        cpus,
+        command_line,
+        for_booting,
+    };
     let key = plan.key();
-    let restored = match &snapshots {
+    let mut restored = match &snapshots {
         Ok(store) => plan.try_restore(store, &key)?,
         Err(reason) => Err((*reason).to_owned()),
     };
+    if let (Err(reason), Ok(store), true) = (&restored, &snapshots, platform.options.traps) {
+        tracing::debug!(reason, "the software CPU boots it");
+        plan.boot_elsewhere(store, &key, lifetime)?;
+        restored = plan.try_restore(store, &key)?;
+    }
     let booted = restored.as_ref().err().cloned();
     let (machine, client, load, started) = match restored {
         Ok(done) => done,
@@ -99,7 +123,10 @@ pub(super) fn start(mut builder: InstanceBuilder) -> Result<Instance, Error> {
             let running = plan.boot()?;
             let started = Instant::now();
             let client = running.client(None, lifetime)?;
-            if let Ok(store) = &snapshots {
+            // A kernel that has booted on an emulating hypervisor knows features that no other host has.
+            if let Ok(store) = &snapshots
+                && !platform.options.traps
+            {
                 leave(store, &key, &running.machine);
             }
             (running.machine, client, started - begin, started)
@@ -228,7 +255,7 @@ impl Plan<'_> {
             }
         };
         let (load, started) = (begin.elapsed(), Instant::now());
-        match running.client(Some(RETURN), self.builder.timeout) {
+        match running.client(Some(patience(self.platform)), self.builder.timeout) {
             Ok(client) => {
                 tracing::debug!(time = ?started.elapsed(), "agent is back");
                 Ok(Ok((running.machine, client, load, started)))
@@ -252,6 +279,20 @@ impl Plan<'_> {
         restore(self.builder, self.platform, restored, root.tags(), serve)
     }
 
+    /// Leaves the snapshot of a boot on the software CPU, for a platform on which booting takes minutes.
+    fn boot_elsewhere(&mut self, store: &Store, key: &Key, lifetime: Option<Duration>) -> Result<(), Error> {
+        let there = (self.platform, self.for_booting.clone());
+        self.platform = Platform::default().with_model(there.0.options.model);
+        self.for_booting.clone_from(&self.command_line);
+        let booted = self.boot().and_then(|running| {
+            running.client(None, lifetime)?;
+            leave(store, key, &running.machine);
+            Ok(())
+        });
+        (self.platform, self.for_booting) = there;
+        booted
+    }
+
     fn boot(&mut self) -> Result<Running, Error> {
         let modules = self.kernel.modules.resolve(MODULES)?;
         let contents =
@@ -265,7 +306,7 @@ impl Plan<'_> {
             &loader::Boot {
                 kernel: &self.kernel.vmlinux,
                 initramfs: &initramfs,
-                command_line: &self.command_line,
+                command_line: &self.for_booting,
                 machine: board.description(),
             },
         )?;

@@ -49,6 +49,54 @@ pub(crate) fn unblock() {
     }
 }
 
+/// Has the signal come to one thread from time to time, for as long as it is kept.
+#[derive(Debug)]
+pub(crate) struct Reminder {
+    timer: libc::timer_t,
+    thread: libc::pid_t,
+}
+
+// SAFETY: the timer's name is good in all threads.
+unsafe impl Send for Reminder {}
+
+impl Reminder {
+    /// For the calling thread, once a second, which [`unblock`] lets it through to. `None` if the host has no more
+    /// timers.
+    pub(crate) fn new() -> Option<Self> {
+        // SAFETY: always possible.
+        let thread = unsafe { libc::gettid() };
+        // SAFETY: zeroed is a valid value, and what is needed is set.
+        let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = kick_signal();
+        event.sigev_notify_thread_id = thread;
+        let mut timer: libc::timer_t = std::ptr::null_mut();
+        // SAFETY: both are ours.
+        if unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) } != 0 {
+            return None;
+        }
+        let reminder = Self { timer, thread };
+        let second = libc::timespec { tv_sec: 1, tv_nsec: 0 };
+        let every = libc::itimerspec { it_interval: second, it_value: second };
+        // SAFETY: the timer has just been made.
+        let set = unsafe { libc::timer_settime(timer, 0, &every, std::ptr::null_mut()) };
+        (set == 0).then_some(reminder)
+    }
+
+    /// Whether it is for the calling thread.
+    pub(crate) fn is_here(&self) -> bool {
+        // SAFETY: always possible.
+        self.thread == unsafe { libc::gettid() }
+    }
+}
+
+impl Drop for Reminder {
+    fn drop(&mut self) {
+        // SAFETY: it was made, and is not used again.
+        unsafe { libc::timer_delete(self.timer) };
+    }
+}
+
 /// Makes `signal` ours, unless somebody has a handler for it.
 fn take(signal: i32) -> bool {
     // SAFETY: both structures live here and are zeroed, which is a valid value; the handler is

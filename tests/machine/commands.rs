@@ -9,7 +9,7 @@ use cc::process::{Child, Command, ExitStatus, Output, PtySize, Resource, Stdio};
 use crate::support::{alone, sh, shared, small, wait_until};
 
 #[path = "../common/process.rs"]
-mod conformance;
+pub(crate) mod conformance;
 
 fn command(program: &str) -> Command {
     shared().command(program)

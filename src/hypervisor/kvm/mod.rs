@@ -10,7 +10,8 @@
 //! * `state`, `lapic`, `msr`: the portable state to and from the kernel's forms;
 //! * `cpuid`: the processor model, as far as this host has it;
 //! * `time`: machine time, the TSC and the paravirtual clock kept together;
-//! * `opinion`: instructions that the kernel refuses, executed by the software CPU.
+//! * `opinion`: instructions that the kernel refuses, executed by the software CPU;
+//! * `traps`: system calls and CPUID of programs where the kernel does them wrong.
 //!
 //! Failures: what the host refuses is an [`Unavailable`](super::Unavailable) or an `io::Error`; what the guest does ends
 //! at worst its own machine.
@@ -28,6 +29,7 @@ mod system;
 #[cfg(test)]
 mod tests;
 mod time;
+mod traps;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -64,6 +66,7 @@ struct Shared {
     routes: Mutex<Vec<MsiMessage>>,
     /// Instructions that the kernel refused and the software CPU executed.
     opinions: AtomicU64,
+    traps: traps::Traps,
     options: VmOptions,
 }
 
@@ -101,7 +104,10 @@ impl KvmVm {
         }
         add_ram(&fd, &ram)?;
         let time = time::Time::new(clock, system.capabilities());
-        let shared = Shared { fd, ram, time, routes: Mutex::default(), opinions: AtomicU64::new(0), options };
+        let traps = traps::Traps::new(options.traps, ram.clone());
+        traps.hide(&fd);
+        let (routes, opinions) = (Mutex::default(), AtomicU64::new(0));
+        let shared = Shared { fd, ram, time, routes, opinions, traps, options };
         Ok(Self { shared: Arc::new(shared), cpus })
     }
 }
@@ -154,6 +160,7 @@ impl Vm for KvmVm {
 
     fn time_paused(&self) {
         self.shared.time.pause(&self.shared.fd);
+        self.shared.traps.remove();
     }
 
     fn opinions(&self) -> u64 {

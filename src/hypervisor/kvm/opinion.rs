@@ -42,6 +42,19 @@ impl Opinion {
         Self { identity, ram, clock, stepper: None, told: HashSet::new() }
     }
 
+    fn stepper(&mut self) -> Result<&mut Stepper, HypervisorError> {
+        Ok(match &mut self.stepper {
+            Some(stepper) => stepper,
+            none => none.insert(Stepper::new(self.identity, self.ram.clone(), self.clock.clone())?),
+        })
+    }
+
+    /// Places the machine's traps ([`super::traps`]) before it runs.
+    pub(super) fn set_traps(&mut self, fd: &VcpuFd, shared: &Shared) -> Result<(), HypervisorError> {
+        let (state, _) = state::get(fd)?;
+        shared.traps.place(self.stepper()?, &state)
+    }
+
     /// Executes the instruction that `fd` stands at. Returns how the vCPU is left, if it is.
     pub(super) fn give(
         &mut self,
@@ -60,12 +73,13 @@ impl Opinion {
             );
             return Err(HypervisorError::Refused { rip: before.rip, count });
         }
-        let stepper = match &mut self.stepper {
-            Some(stepper) => stepper,
-            none => none.insert(Stepper::new(self.identity, self.ram.clone(), self.clock.clone())?),
-        };
+        let stepper = self.stepper()?;
+        shared.traps.place(stepper, &before)?;
         let mut after = before.clone();
-        let exit = stepper.step(&mut after, io)?;
+        let exit = match shared.traps.sprung(stepper, &mut after, io)? {
+            Some(exit) => exit,
+            None => stepper.step_on(&mut after, io)?,
+        };
         if let Some(code) = code
             && let [a, b, c, d, ..] = code
             && self.told.len() < MAX_TOLD

@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT,
     KVM_EXIT_IOAPIC_EOI, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT,
-    KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_run,
+    KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_MP_STATE_HALTED,
+    kvm_run,
 };
 use kvm_ioctls::VcpuFd;
 
@@ -21,11 +22,11 @@ use super::opinion::Opinion;
 use super::state::Undelivered;
 use super::time::Tsc;
 use super::{HypervisorError, Shared, cpuid, host, ioctl, lapic, state};
-use crate::arch::x86_64::VcpuState;
+use crate::arch::x86_64::{VcpuState, rflags};
 use crate::hypervisor::model::Identity;
 use crate::hypervisor::{Exit, ExitIo, Vcpu, VcpuSignal};
 use crate::state as saved;
-use crate::sys::kick::kick_signal;
+use crate::sys::kick::{Reminder, kick_signal};
 
 /// What other threads need to reach the vCPU.
 struct Signal {
@@ -86,8 +87,8 @@ pub(super) struct KvmVcpu {
     opinion: Opinion,
     /// The last exit wants to be completed by going in again.
     incomplete: bool,
-    /// The thread lets kicks through.
-    unblocked: bool,
+    /// Has it look around from time to time: nothing else tells that the guest has halted for good.
+    reminder: Option<Reminder>,
 }
 
 // SAFETY: what keeps it on one thread is the pointer to the shared page, which moves with it.
@@ -116,8 +117,9 @@ impl KvmVcpu {
             running: Mutex::new(None),
             lint0: AtomicBool::new(false),
         };
+        shared.traps.have_cpuid_fault(&fd);
         let opinion = Opinion::new(identity, &shared);
-        Ok(Self { fd, shared, signal: Arc::new(signal), tsc, opinion, incomplete: false, unblocked: false })
+        Ok(Self { fd, shared, signal: Arc::new(signal), tsc, opinion, incomplete: false, reminder: None })
     }
 
     fn page(&mut self) -> &mut kvm_run {
@@ -147,7 +149,10 @@ impl KvmVcpu {
             self.incomplete = false;
             let left = match entered {
                 Ok(()) => self.exit(io)?,
-                Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => Done::Again,
+                Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => match self.halted_for_good()? {
+                    true => Done::Leave(Exit::Halted),
+                    false => Done::Again,
+                },
                 Err(e) if e.errno() == libc::EFAULT => {
                     return Err(HypervisorError::Unsupported("guest RAM that the host could not provide"));
                 }
@@ -162,6 +167,12 @@ impl KvmVcpu {
                 self.signal.kicked.store(true, Ordering::SeqCst);
             }
         }
+    }
+
+    /// Whether the guest is in a HLT that only a non-maskable interrupt could end.
+    fn halted_for_good(&self) -> Result<bool, HypervisorError> {
+        let halted = self.fd.get_mp_state().map_err(host)?.mp_state == KVM_MP_STATE_HALTED;
+        Ok(halted && self.fd.get_regs().map_err(host)?.rflags & rflags::IF == 0)
     }
 
     /// Delivers what the PIC asks for, if it may be. Returns whether that has to wait.
@@ -270,9 +281,12 @@ impl Drop for Door<'_> {
 impl Vcpu for KvmVcpu {
     fn run(&mut self, io: &dyn ExitIo) -> Result<Exit, HypervisorError> {
         self.shared.time.follow(&mut self.tsc, &self.fd)?;
-        if !self.unblocked {
+        if self.shared.traps.missing() {
+            self.opinion.set_traps(&self.fd, &self.shared)?;
+        }
+        if !self.reminder.as_ref().is_some_and(Reminder::is_here) {
             crate::sys::kick::unblock();
-            self.unblocked = true;
+            self.reminder = Reminder::new();
         }
         let immediate_exit = &raw mut self.page().immediate_exit;
         // SAFETY: always possible.

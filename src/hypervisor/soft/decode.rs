@@ -89,6 +89,14 @@ pub(super) fn block_at(cpu: &mut Cpu, cache: &mut BlockCache, rip: u64) -> Resul
     Ok(cache.insert(key, ops, len, page, page2))
 }
 
+/// A block of the one instruction that `code` begins with, wherever the guest has it.
+pub(super) fn block_of(cpu: &mut Cpu, cache: &mut BlockCache, code: &[u8]) -> BlockId {
+    let mut ops = Vec::with_capacity(1);
+    let len = decode_one(cpu, code, &mut ops);
+    // No guest-physical address: nothing finds it.
+    cache.insert(u64::MAX, ops, len, u32::MAX, None)
+}
+
 fn mark(cpu: &mut Cpu, page: u32) {
     let Some(writers) = cpu.code.mark(page) else { return };
     if cpu.several {

@@ -293,22 +293,27 @@ impl SoftVcpu {
         self.cache.clear();
     }
 
-    /// Executes one instruction, or delivers the exception that it raises.
-    pub(super) fn step(&mut self, io: &dyn ExitIo) -> Option<Exit> {
+    /// Executes one instruction, or delivers the exception that it raises. `code` is the instruction where memory has
+    /// another.
+    pub(super) fn step(&mut self, io: &dyn ExitIo, code: Option<&[u8]>) -> Option<Exit> {
         // SAFETY: only the lifetime is changed; the pointer is cleared below, before `io` ends.
         let io: *const (dyn ExitIo + 'static) = unsafe { std::mem::transmute(io as *const dyn ExitIo) };
         self.cpu.io = Some(io);
-        let exit = self.step_with_io();
+        let exit = self.step_with_io(code);
         self.cpu.io = None;
         exit
     }
 
-    fn step_with_io(&mut self) -> Option<Exit> {
+    fn step_with_io(&mut self, code: Option<&[u8]>) -> Option<Exit> {
         let failed = |result: Result<(), TripleFault>| result.err().map(|TripleFault| Exit::TripleFault);
         self.cpu.shadow = false;
         self.cpu.step = self.cpu.sysflags & rflags::TF != 0;
         let rip = self.cpu.rip;
-        let Ok(id) = super::decode::block_at(&mut self.cpu, &mut self.cache, rip) else {
+        let found = match code {
+            Some(code) => Ok(super::decode::block_of(&mut self.cpu, &mut self.cache, code)),
+            None => super::decode::block_at(&mut self.cpu, &mut self.cache, rip),
+        };
+        let Ok(id) = found else {
             return failed(self.cpu.deliver_fault());
         };
         let block: *const Block = self.cache.get(id)?;

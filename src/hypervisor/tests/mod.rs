@@ -4,6 +4,7 @@
 mod lapic;
 mod programs;
 mod state;
+mod system_calls;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -99,8 +100,12 @@ impl Machine {
     }
 
     fn with_ram(backend: Backend, ram: Arc<GuestRam>) -> Self {
+        Self::with(backend, ram, false)
+    }
+
+    fn with(backend: Backend, ram: Arc<GuestRam>, traps: bool) -> Self {
         let clock = Arc::new(Clock::new());
-        let options = VmOptions { model: CpuModel::Minimal, ..VmOptions::default() };
+        let options = VmOptions { model: CpuModel::Minimal, traps, ..VmOptions::default() };
         let vm: Box<dyn Vm> = match backend {
             Backend::Soft => Box::new(soft::SoftVm::new(ram.clone(), clock.clone(), 1, options.model)),
             #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -155,6 +155,34 @@ fn rare_instructions_work() {
     });
 }
 
+/// A loop of vector instructions, with loads, stores and a branch between them.
+#[test]
+fn refusals_in_a_row_are_one() {
+    on_each(|m| {
+        m.assemble(CODE, |a| {
+            let mut again = a.create_label();
+            a.mov(ecx, 50)?;
+            a.mov(eax, 1)?;
+            a.movd(xmm1, eax)?;
+            a.pxor(xmm0, xmm0)?;
+            a.set_label(&mut again)?;
+            a.paddd(xmm0, xmm1)?;
+            a.movdqa(xmmword_ptr(0x30_0000), xmm0)?;
+            a.mov(edx, dword_ptr(0x30_0000))?;
+            a.movd(xmm2, edx)?;
+            a.dec(ecx)?;
+            a.jnz(again)?;
+            a.movd(eax, xmm2)?;
+            a.out(0xf4, al)
+        });
+        let (result, state) = m.run();
+        assert_eq!((result, state.gpr[gpr::RCX]), (50, 0));
+        assert_eq!((m.read_u64(0x30_0000), state.fpu.xmm[0]), (50, 50));
+        println!("{} refusals for 154 vector instructions", m.vm.opinions());
+        assert!(m.vm.opinions() < 10);
+    });
+}
+
 #[test]
 fn a_kick_ends_an_endless_loop() {
     on_each(|m| {
@@ -184,6 +212,23 @@ fn a_kick_ends_an_endless_loop() {
             before = count;
         }
         assert!(!m.io.ended.load(Ordering::SeqCst));
+    });
+}
+
+#[test]
+fn a_halt_for_good_is_an_exit() {
+    on_each(|m| {
+        m.assemble(CODE, |a| {
+            a.mov(eax, 7)?;
+            a.hlt()
+        });
+        m.vcpu.set_state(&m.state).unwrap();
+        m.resume_time();
+        assert_eq!(m.vcpu.run(&*m.io).unwrap(), Exit::Halted);
+        let state = m.vcpu.state().unwrap();
+        assert_eq!((state.rip, state.gpr[gpr::RAX]), (CODE + 6, 7));
+        // Whoever runs it again finds it where it was.
+        assert_eq!(m.vcpu.run(&*m.io).unwrap(), Exit::Halted);
     });
 }
 

@@ -29,6 +29,8 @@ pub struct CommandLine {
     /// The frequency of the time-stamp counter in kHz, for a processor whose guest cannot learn it
     /// another way: with these ACPI tables there is no timer to calibrate against.
     pub tsc_khz: Option<u64>,
+    /// The processor shows features that it has only for programs, and emulates the kernel slowly.
+    pub emulated: bool,
     /// Arguments of the caller, put last.
     pub extra: Vec<String>,
 }
@@ -58,10 +60,22 @@ const BASE: &[&str] = &[
     "net.ifnames=0",
 ];
 
+/// Features that the hypervisor shows though it cannot run a kernel with them, or that cost most when emulated (string
+/// instructions byte by byte); and a timer that does not fall behind.
+const EMULATED: &[&str] = &[
+    "noxsave",
+    "nopcid",
+    "noinvpcid",
+    "nofsgsbase",
+    "clearcpuid=smap,smep,erms,fsrm",
+    "highres=off",
+    "nohz=off",
+];
+
 impl CommandLine {
     /// A quiet one on `console`.
     pub fn new(console: Console) -> Self {
-        Self { console, dmesg: false, tsc_khz: None, extra: Vec::new() }
+        Self { console, dmesg: false, tsc_khz: None, emulated: false, extra: Vec::new() }
     }
 
     /// The text, without the closing NUL. Errors when it is longer than [`MAX_LEN`] or an argument
@@ -77,7 +91,16 @@ impl CommandLine {
         let level: &[&str] = if self.dmesg { &["loglevel=8"] } else { &["quiet"] };
         let tsc = self.tsc_khz.map(|khz| format!("tsc_early_khz={khz}"));
         let extra = self.extra.iter().map(String::as_str);
-        for argument in console.iter().chain(level).chain(BASE).copied().chain(tsc.as_deref()).chain(extra) {
+        let emulated = if self.emulated { EMULATED } else { &[] };
+        for argument in console
+            .iter()
+            .chain(level)
+            .chain(BASE)
+            .chain(emulated)
+            .copied()
+            .chain(tsc.as_deref())
+            .chain(extra)
+        {
             line.insert_str(argument).map_err(refused)?;
         }
         let text = line.as_cstring().map_err(refused)?;
@@ -98,6 +121,10 @@ mod tests {
         assert!(text.contains("console=ttyS0 quiet "), "{text}");
         line.dmesg = true;
         assert!(!line.build().unwrap().contains("quiet"));
+        assert!(!line.build().unwrap().contains("noxsave"));
+        line.emulated = true;
+        assert!(line.build().unwrap().contains(" noxsave "));
+        assert!(line.build().unwrap().ends_with(" panic=30 debug"));
     }
 
     #[test]
