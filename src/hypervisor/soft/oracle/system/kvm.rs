@@ -80,7 +80,7 @@ pub(super) fn excuse(quirks: Quirks, program: &Program, soft: &Seen, kvm: &Seen)
         && kvm.vector == vector::PF
         && soft.cr2 >= KERNEL
         && soft.cr2 == kvm.cr2
-        && b == a | 8
+        && (a ^ b) & !9 == 0
     {
         return Some("the kernel's half is kept from programs by a reserved bit of the shadow tables");
     }
