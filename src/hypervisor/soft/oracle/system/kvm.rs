@@ -82,7 +82,8 @@ pub(super) fn excuse(quirks: Quirks, program: &Program, soft: &Seen, kvm: &Seen)
         && soft.cr2 == kvm.cr2
         && (a ^ b) & !9 == 0
     {
-        return Some("the kernel's half is kept from programs by a reserved bit of the shadow tables");
+        // With and without the same program having run before.
+        return Some("present and reserved bit of faults in the kernel's half are the shadow tables'");
     }
     if says(&["iretq", "iretd"]) {
         // NT, types, L and D, canonical addresses, the order of checks, accessed bits, the LDT: a process of

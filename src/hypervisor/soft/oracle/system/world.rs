@@ -300,7 +300,7 @@ impl World {
         open(gate::TRAP, KERNEL_CS, 0xef);
         self.gate(gate::NON_CANONICAL, KERNEL_CS, 0xee, 1 << 63);
         self.write(CODE_PAGES, &[0xf4; CODE_LEN]);
-        let data: Vec<u8> = (0..ARENA_LEN).map(|n| (n / 8) as u8 ^ (n % 8) as u8 * 17).collect();
+        let data: Vec<u8> = (0..ARENA_LEN).map(|n| (n / 8) as u8 ^ ((n % 8) as u8 * 17)).collect();
         self.write(ARENA_PAGES, &data);
         self.write(PLACE_PAGES, &[0xf4; ENTRIES.len() * 0x1000]);
     }
