@@ -104,7 +104,7 @@ fn fpu(out: &mut String, last: Mnemonic, mmx: bool, host: &Outcome, soft: &Outco
     }
     let mut tag = !0;
     // An MMX store that faults has already emptied the way for MMX on some processors.
-    if matches!(host.fault, Some(f) if matches!(f.vector, vector::PF | vector::GP | vector::SS)) && mmx {
+    if matches!(soft.fault, Some(f) if matches!(f.vector, vector::PF | vector::GP | vector::SS)) && mmx {
         status &= !0x3800;
         tag = 0;
     }

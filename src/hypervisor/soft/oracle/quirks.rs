@@ -46,9 +46,11 @@ impl Quirks {
         let asks = |m| matches!(m, M::Lar | M::Lsl | M::Verr | M::Verw);
         // The emulator has these and does not check their address.
         let lax = |m| matches!(m, M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64);
+        // Mostly #UD at it, sometimes whatever the instruction behind it does.
+        let int = self.emulates_gp && culprit_is_int(case, soft);
         let offset = soft.cpu.rip.wrapping_sub(case.entry);
         let culprit = case.units.iter().find(|u| offset < u.end as u64).map(|u| u.code.mnemonic());
-        self.own_gdt && case.units.iter().any(|u| asks(u.code.mnemonic()))
+        int || self.own_gdt && case.units.iter().any(|u| asks(u.code.mnemonic()))
             || self.emulates_gp && is_gp(soft.fault) && culprit.is_some_and(lax)
     }
 
@@ -60,8 +62,17 @@ impl Quirks {
         let unknown = kvm.vector == vector::UD;
         // It looks at the first byte's address only, and finds no page there.
         let half = kvm.vector == vector::PF && kvm.error & 1 == 0 && (EDGE - 16..EDGE).contains(&kvm.cr2);
-        unknown || half
+        // It heeds an SS prefix, which 64-bit code has not (volume 1, "Segmentation in IA-32e mode").
+        let stack = kvm.vector == vector::SS && kvm.error == 0 && is_gp(soft);
+        unknown || half || stack
     }
+}
+
+fn culprit_is_int(case: &Case, soft: &Outcome) -> bool {
+    let offset = soft.cpu.rip.wrapping_sub(case.entry);
+    let unit = case.units.iter().find(|u| offset < u.end as u64);
+    let gp = soft.fault.is_some_and(|f| f.vector == vector::GP && f.error & 7 == 2);
+    gp && unit.is_some_and(|u| u.code.mnemonic() == Mnemonic::Int)
 }
 
 fn is_gp(fault: Option<Fault>) -> bool {
