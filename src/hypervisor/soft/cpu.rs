@@ -142,6 +142,8 @@ pub(super) struct Cpu {
     pub(super) careless: bool,
     /// PAUSE instructions executed, where there are other vCPUs.
     pub(super) pauses: u32,
+    /// What is delivered comes between two elements of a repeated string instruction.
+    pub(super) repeating: bool,
     /// What it holds of RAM's code.
     pub(super) code: CodeReader,
     /// How others reach it.
@@ -220,6 +222,7 @@ impl Cpu {
             #[cfg(test)]
             careless: false,
             pauses: 0,
+            repeating: false,
             code,
             signal,
             fellows,
@@ -297,10 +300,13 @@ impl Cpu {
     }
 
     /// Picks the TLB of the current privilege (user; supervisor; supervisor with EFLAGS.AC under
-    /// SMAP).
+    /// SMAP), or none where alignment is checked.
     #[inline]
     pub(super) fn select_tlb(&mut self) {
         let context = if self.cpl == 3 {
+            if self.sysflags & rflags::AC != 0 && self.cr0 & cr0::AM != 0 {
+                return self.tlb.select_checked();
+            }
             0
         } else if self.sysflags & rflags::AC != 0 || self.cr4 & cr4::SMAP == 0 {
             2
@@ -460,6 +466,17 @@ impl Cpu {
         }
     }
 
+    /// #AC(0) where alignment is checked and `va` is no multiple of `align`. Comes before page faults, behind
+    /// the check of the first byte's address.
+    #[inline]
+    pub(super) fn check_alignment(&mut self, va: u64, align: u64) -> Result<(), Stop> {
+        if self.tlb.is_checked() && va & (align - 1) != 0 {
+            self.check_canonical(va)?;
+            return Err(self.raise(vector::AC, Some(0)));
+        }
+        Ok(())
+    }
+
     /// #GP(0) unless the memory operand is 16-byte aligned.
     #[inline(always)]
     pub(super) fn check_aligned16(&mut self, op: &Op) -> Result<(), Stop> {
@@ -570,6 +587,7 @@ impl Cpu {
             }
         }
         // A split lock or a device register.
+        self.check_alignment(va, T::BYTES)?;
         self.check_canonical(va.wrapping_add(T::BYTES - 1))?;
         self.translate(va, Access::Write)?;
         self.translate(second_page(va, T::BYTES), Access::Write)?;

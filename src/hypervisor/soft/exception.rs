@@ -144,7 +144,8 @@ impl Cpu {
             self.sysflags &= !rflags::AC;
         }
         self.select_tlb();
-        if source == Source::Exception && !matches!(vector, vector::DB | vector::DF | vector::MC) {
+        let resumes = source == Source::Exception && !matches!(vector, vector::DB | vector::DF | vector::MC);
+        if resumes || self.repeating {
             flags |= rflags::RF;
         } else {
             flags &= !rflags::RF;

@@ -220,6 +220,7 @@ impl Cpu {
     fn read_any(&mut self, va: u64, len: usize, access: Access) -> Result<u64, Stop> {
         let mut bytes = [0u8; 8];
         let first = len.min(4096 - (va & 4095) as usize);
+        self.check_alignment(va, len as u64)?;
         if first < len {
             self.check_canonical(va.wrapping_add(first as u64))?;
         }
@@ -238,6 +239,7 @@ impl Cpu {
     pub(super) fn write_slow(&mut self, va: u64, value: u64, len: usize) -> Result<(), Stop> {
         let bytes = value.to_le_bytes();
         let first = len.min(4096 - (va & 4095) as usize);
+        self.check_alignment(va, len as u64)?;
         if first < len {
             self.check_canonical(va.wrapping_add(first as u64))?;
         }

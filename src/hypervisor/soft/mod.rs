@@ -12,7 +12,7 @@
 //! store to decoded code ends the running block after the storing instruction, so self-modifying code
 //! is seen at once.
 //!
-//! Not modelled: segment limits in compatibility mode, hardware breakpoints, alignment checks,
+//! Not modelled: segment limits in compatibility mode, hardware breakpoints,
 //! 16-bit and legacy protected-mode code outside long mode.
 
 mod block;

@@ -34,10 +34,15 @@ impl SoftVcpu {
     fn run_loop(&mut self) -> Exit {
         // The block that ran last and the way it was left, to be linked to the next.
         let mut from: Option<(BlockId, usize)> = None;
+        // A string instruction has been left between two of its elements.
+        let mut repeating = false;
         loop {
             if self.cpu.attention.load(Ordering::Relaxed) != 0 {
                 from = None;
-                match self.attend() {
+                self.cpu.repeating = repeating;
+                let attended = self.attend();
+                self.cpu.repeating = false;
+                match attended {
                     Ok(None) => {}
                     Ok(Some(exit)) => return exit,
                     Err(TripleFault) => return Exit::TripleFault,
@@ -63,6 +68,7 @@ impl SoftVcpu {
                 }
             };
             from = None;
+            repeating = false;
             let Some(block) = self.cache.get(id) else { continue };
             let block: *const Block = block;
             // SAFETY: blocks are freed by `attend` and `next_block` only, not while one runs.
@@ -73,15 +79,19 @@ impl SoftVcpu {
             match slot {
                 Left::Linked(slot) => from = Some((id, slot)),
                 Left::Plain => {}
+                Left::Between => repeating = true,
                 Left::Faulted => continue,
             }
             if self.cpu.step {
+                self.cpu.repeating = std::mem::take(&mut repeating);
                 self.cpu.dr[4] |= 1 << 14;
                 // A trap that is due ends HLT at once.
                 self.cpu.halted = false;
                 self.cpu.fault =
                     super::cpu::Exception { vector: vector::DB, ..super::cpu::Exception::default() };
-                if self.cpu.deliver_fault().is_err() {
+                let delivered = self.cpu.deliver_fault();
+                self.cpu.repeating = false;
+                if delivered.is_err() {
                     return Exit::TripleFault;
                 }
                 from = None;
@@ -204,6 +214,8 @@ enum Left {
     Linked(usize),
     /// With `cpu.rip` set, but something may have changed.
     Plain,
+    /// Between two elements of a repeated string instruction, at which `cpu.rip` stays.
+    Between,
     /// By an exception, which has been delivered.
     Faulted,
 }
@@ -255,7 +267,7 @@ fn run_block(cpu: &mut Cpu, block: &Block, single: bool) -> Result<Left, TripleF
         }
         Stop::Again => {
             cpu.rip = advance(cpu, base, op.off as u64);
-            Ok(Left::Plain)
+            Ok(Left::Between)
         }
         Stop::Fault => {
             cpu.rip = advance(cpu, base, op.off as u64);
@@ -309,12 +321,14 @@ impl SoftVcpu {
         match run_block(&mut self.cpu, unsafe { &*block }, true) {
             Err(TripleFault) => return Some(Exit::TripleFault),
             Ok(Left::Faulted) => return None,
-            Ok(_) => {}
+            Ok(left) => self.cpu.repeating = self.cpu.step && matches!(left, Left::Between),
         }
         if self.cpu.step {
             self.cpu.dr[4] |= 1 << 14;
             self.cpu.fault = super::cpu::Exception { vector: vector::DB, ..super::cpu::Exception::default() };
-            return failed(self.cpu.deliver_fault());
+            let delivered = self.cpu.deliver_fault();
+            self.cpu.repeating = false;
+            return failed(delivered);
         }
         None
     }

@@ -3,7 +3,8 @@
 //!
 //! An entry's read and write tags are the linear page address when that access may go straight to
 //! RAM, else [`NONE`]. Device memory and pages with decoded code (for writes) never match, so those
-//! accesses take the slow path each time.
+//! accesses take the slow path each time. So does every access of a program whose alignment is checked: it
+//! has a table of its own, in which nothing ever is.
 
 #![allow(unsafe_code)]
 
@@ -46,6 +47,8 @@ pub(super) struct Translation {
 pub(super) struct Tlb {
     current: *mut Entry,
     contexts: Box<[[Entry; ENTRIES]; 3]>,
+    /// The table of accesses whose alignment is checked: always empty.
+    checked: Box<[Entry; ENTRIES]>,
     /// Which 2 MiB stretches (hashed) may have entries that are parts of a large page.
     large: [u64; 64],
     /// Whether any entry may be part of a 1 GiB page.
@@ -58,13 +61,33 @@ pub(super) struct Tlb {
 impl Tlb {
     pub(super) fn new() -> Self {
         let mut contexts = Box::new([[EMPTY; ENTRIES]; 3]);
-        Self { current: contexts[1].as_mut_ptr(), contexts, large: [0; 64], huge: false, generation: 1 }
+        let checked = Box::new([EMPTY; ENTRIES]);
+        Self {
+            current: contexts[1].as_mut_ptr(),
+            contexts,
+            checked,
+            large: [0; 64],
+            huge: false,
+            generation: 1,
+        }
     }
 
     /// Makes context 0 (user), 1 (supervisor) or 2 (supervisor with user pages) the current one.
     #[inline(always)]
     pub(super) fn select(&mut self, context: usize) {
         self.current = self.contexts[context].as_mut_ptr();
+    }
+
+    /// Sends every access to the slow path, which checks alignment.
+    #[cold]
+    pub(super) fn select_checked(&mut self) {
+        self.current = self.checked.as_mut_ptr();
+    }
+
+    /// Whether alignment is checked.
+    #[inline(always)]
+    pub(super) fn is_checked(&self) -> bool {
+        std::ptr::eq(self.current, self.checked.as_ptr())
     }
 
     #[inline(always)]
@@ -91,6 +114,9 @@ impl Tlb {
 
     /// Caches the translation of `va`'s page in the current context.
     pub(super) fn fill(&mut self, va: u64, to: Translation) {
+        if self.is_checked() {
+            return;
+        }
         let tag = va & !4095;
         let size = match to.shift {
             12 => 0,

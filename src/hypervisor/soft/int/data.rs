@@ -252,6 +252,7 @@ fn enter<T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
         let new = cpu.regs[4].wrapping_sub(size);
         // The processor probes the new top of the stack for a write.
         let top = cpu.stack_addr(new);
+        cpu.check_alignment(top, T::BYTES)?;
         cpu.translate(top, super::super::cpu::Access::Write).map_err(|stop| cpu.stack_stop(stop))?;
         cpu.set_rsp(new);
         cpu.set(5 * 8, T::from_u64(frame));

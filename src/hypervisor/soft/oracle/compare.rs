@@ -4,18 +4,21 @@ use std::fmt::Write;
 
 use iced_x86::Mnemonic;
 
-use super::{ARENA, ARENA_LEN, Case, Fault, Outcome, undefined};
+use super::{ARENA, ARENA_LEN, Case, Fault, Outcome, Reference, undefined};
 use crate::arch::x86_64::{rflags, vector};
 
 const GPR: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
     "r15",
 ];
-/// RF depends on how the state was read, IF and IOPL are the kernel's.
+/// What a handler under KVM sees besides; in a process RF depends on how the state was read, IF and IOPL are
+/// the kernel's.
+const SYSTEM_FLAGS: u64 = rflags::RF | rflags::IF | rflags::IOPL | rflags::VM | rflags::VIF | rflags::VIP;
 const FLAGS: u64 = rflags::STATUS | rflags::DF | rflags::NT | rflags::AC | rflags::ID | rflags::TF;
 
-/// Everything in which `soft` differs from `host`, one a line; empty when they agree.
+/// Everything in which `soft` differs from `host`, which ran on `reference`, one a line; empty when they agree.
 pub(super) fn differences(
+    reference: Reference,
     case: &Case,
     host: &Outcome,
     soft: &Outcome,
@@ -28,11 +31,14 @@ pub(super) fn differences(
     let offset = host.cpu.rip.wrapping_sub(case.entry);
     let culprit = case.units.iter().find(|u| offset < u.end as u64).map_or(last, |u| u.code.mnemonic());
     let steps = undefined::many_steps(culprit) && host.fault.is_some() && soft.fault.is_some();
-    if !steps && !same_fault(host.fault, soft.fault) {
+    if !steps
+        && !made_by_kvm(reference, host.fault, soft.fault)
+        && !same_fault(reference, host.fault, soft.fault)
+    {
         let _ = writeln!(out, "  fault: host {:x?} soft {:x?}", host.fault, soft.fault);
     }
     let (a, b) = (&host.cpu, &soft.cpu);
-    if host.fault.is_some() && soft.fault.is_some() && a.rip != b.rip {
+    if a.rip != b.rip && (host.fault.is_some() || soft.fault.is_some()) {
         let _ = writeln!(out, "  rip: host {:x} soft {:x}", a.rip, b.rip);
     }
     for (name, (x, y)) in GPR.iter().zip(a.gpr.iter().zip(&b.gpr)) {
@@ -44,7 +50,8 @@ pub(super) fn differences(
         None => case.units.last().map_or(0, |u| u.undefined),
         Some(_) => case.units.iter().fold(0, |all, u| all | u.undefined),
     };
-    let mask = FLAGS & !open;
+    let flags = if reference == Reference::Process { FLAGS } else { FLAGS | SYSTEM_FLAGS };
+    let mask = flags & !open;
     if (a.rflags ^ b.rflags) & mask != 0 {
         let _ = writeln!(
             out,
@@ -69,11 +76,15 @@ pub(super) fn differences(
     out
 }
 
-fn same_fault(a: Option<Fault>, b: Option<Fault>) -> bool {
+fn made_by_kvm(reference: Reference, host: Option<Fault>, soft: Option<Fault>) -> bool {
+    matches!(reference, Reference::Kvm(quirks) if quirks.made(host, soft))
+}
+
+fn same_fault(reference: Reference, a: Option<Fault>, b: Option<Fault>) -> bool {
     match (a, b) {
         (Some(a), Some(b)) if a.vector == vector::PF && b.vector == vector::PF => {
             // The host's kernel reports every address that is not a program's as present.
-            let present = u32::from(a.cr2 >= 0x7fff_ffff_f000);
+            let present = u32::from(reference == Reference::Process && a.cr2 >= 0x7fff_ffff_f000);
             a.error | present == b.error | present && a.cr2 == b.cr2
         }
         (Some(a), Some(b)) => a.vector == b.vector && a.error == b.error,
@@ -93,7 +104,7 @@ fn fpu(out: &mut String, last: Mnemonic, mmx: bool, host: &Outcome, soft: &Outco
     }
     let mut tag = !0;
     // An MMX store that faults has already emptied the way for MMX on some processors.
-    if matches!(host.fault, Some(f) if matches!(f.vector, vector::PF | vector::GP | vector::SS)) && mmx {
+    if matches!(soft.fault, Some(f) if matches!(f.vector, vector::PF | vector::GP | vector::SS)) && mmx {
         status &= !0x3800;
         tag = 0;
     }
@@ -169,6 +180,12 @@ fn flag_names(bits: u64) -> String {
         ("NT", rflags::NT),
         ("AC", rflags::AC),
         ("ID", rflags::ID),
+        ("RF", rflags::RF),
+        ("IF", rflags::IF),
+        ("IOPL", rflags::IOPL),
+        ("VM", rflags::VM),
+        ("VIF", rflags::VIF),
+        ("VIP", rflags::VIP),
     ]
     .iter()
     .filter(|(_, bit)| bits & bit != 0)

@@ -3,8 +3,9 @@
 //!
 //! A *case* is a seed. [`generate`] turns it into machine code (built from what the decoder says every
 //! byte pattern means, see [`templates`]), register and memory contents. [`native`] runs it in an
-//! executable page of this process, [`soft_side`] in ring 3 of a vCPU whose page tables give it the
-//! same virtual addresses; [`compare`] lists the differences. Faults are results like any other.
+//! executable page of this process, [`guest`] in ring 3 of a vCPU whose page tables give it the
+//! same virtual addresses: the software CPU's, and KVM's where there is one; [`compare`] lists the
+//! differences. Faults are results like any other.
 //!
 //! Only built for tests on x86-64 Linux. Tests print how to repeat a failing case.
 
@@ -12,9 +13,11 @@
 
 mod compare;
 mod generate;
+mod guest;
 mod native;
+mod quirks;
 mod rng;
-mod soft_side;
+mod system;
 mod templates;
 mod tests;
 mod undefined;
@@ -25,6 +28,7 @@ use iced_x86::Code;
 use crate::arch::x86_64::FpuState;
 
 pub(super) use native::with_sigfpe;
+use quirks::Quirks;
 
 /// Address of the code area, read-only and executable for snippets.
 pub(super) const CODE: u64 = 0x1000_0000;
@@ -74,6 +78,23 @@ pub(super) struct Outcome {
     pub(super) cpu: CpuImage,
     /// None when the snippet reached its end.
     pub(super) fault: Option<Fault>,
+}
+
+/// A place to run cases on.
+pub(super) trait Side {
+    /// The writable data area.
+    fn arena(&mut self) -> &mut [u8; ARENA_LEN];
+    /// Runs `case` on memory that holds `template` with the case's patches.
+    fn run(&mut self, case: &Case, template: &[u8; ARENA_LEN]) -> Outcome;
+}
+
+/// Whose results the software CPU's are measured by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reference {
+    /// The host's processor, as a process of the host's kernel sees it.
+    Process,
+    /// The same at privilege 3 of a vCPU on KVM, whose handlers see what the processor pushes.
+    Kvm(Quirks),
 }
 
 /// A piece of a sequence that may be cut off behind: one instruction with what it needs around it.

@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use super::{
     ARENA, ARENA_LEN, CODE, CODE_LEN, Case, CpuImage, EXIT, EXIT_SLOT, Fault, GS_BASE, Outcome, Patch,
-    READ_ONLY, USER_CS, USER_CS32, USER_SS, fpu_from_fxsave, fpu_to_fxsave,
+    READ_ONLY, Side, USER_CS, USER_CS32, USER_SS, fpu_from_fxsave, fpu_to_fxsave,
 };
 
 /// Page of the registers to load and the registers found, far from everything snippets address.
@@ -361,15 +361,15 @@ impl Native {
             _lock: lock,
         })
     }
+}
 
-    /// The writable data area.
-    pub(super) fn arena(&mut self) -> &mut [u8; ARENA_LEN] {
+impl Side for Native {
+    fn arena(&mut self) -> &mut [u8; ARENA_LEN] {
         // SAFETY: mapped writable for the life of self, and borrowed like self.
         unsafe { &mut *self.arena.at.add(PAGE).cast() }
     }
 
-    /// Runs `case` on memory that holds `template` with the case's patches.
-    pub(super) fn run(&mut self, case: &Case, template: &[u8; ARENA_LEN]) -> Outcome {
+    fn run(&mut self, case: &Case, template: &[u8; ARENA_LEN]) -> Outcome {
         fill(self.arena(), template, &case.patches);
         let program = case.program();
         let at = (case.entry - CODE) as usize;

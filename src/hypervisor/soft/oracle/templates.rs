@@ -134,7 +134,7 @@ fn excluded(bits: u32, instruction: &Instruction) -> bool {
     use Mnemonic as M;
     match instruction.mnemonic() {
         // A system call of the host.
-        M::Syscall | M::Sysenter | M::Int => true,
+        M::Syscall | M::Sysenter => true,
         // Different on every run or every processor.
         M::Rdtsc | M::Rdtscp | M::Cpuid | M::Rdpmc => true,
         // The host's kernel emulates them for its programs (UMIP).

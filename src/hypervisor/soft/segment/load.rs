@@ -183,3 +183,16 @@ pub(super) fn verify<const WRITE: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
     cpu.flags.set_zf(ok);
     Ok(())
 }
+
+/// ARPL: a selector's RPL is made no smaller than another's. Memory is written only where that changes it.
+pub(super) fn arpl<const MEMORY: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
+    let rpl = cpu.get::<u16>(op.src) & 3;
+    let old = if MEMORY { cpu.load::<u16>(op)? } else { cpu.get(op.dst) };
+    let raises = old & 3 < rpl;
+    if raises {
+        let new = old & !3 | rpl;
+        if MEMORY { cpu.store(op, new)? } else { cpu.set(op.dst, new) }
+    }
+    cpu.flags.set_zf(raises);
+    Ok(())
+}

@@ -116,6 +116,14 @@ pub(super) fn lower(ins: &Instruction, op: &mut Op) -> Option<Handler> {
             let width = ins.op0_register().size();
             if ins.mnemonic() == Mnemonic::Lar { by_width!(width, lar) } else { by_width!(width, lsl) }
         }
+        Mnemonic::Arpl => {
+            let memory = ins.op0_kind() == OpKind::Memory;
+            op.src = super::decode::gpr(ins.op1_register());
+            if !memory {
+                op.dst = super::decode::gpr(ins.op0_register());
+            }
+            Some(if memory { arpl::<true> } else { arpl::<false> })
+        }
         Mnemonic::Verr | Mnemonic::Verw => {
             let memory = ins.op0_kind() == OpKind::Memory;
             op.extra = memory as u16;

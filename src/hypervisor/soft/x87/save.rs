@@ -102,6 +102,7 @@ fn fnstenv<const WIDTH: usize>(cpu: &mut Cpu, op: &Op) -> Exec {
     let mut image = [0; ENV32];
     environment(&cpu.fpu, &mut image, WIDTH);
     let at = cpu.ea(op);
+    cpu.check_alignment(at, WIDTH as u64)?;
     cpu.write_bytes(at, &image[..7 * WIDTH])?;
     // What was unmasked is masked now, so that a handler can go on.
     cpu.fpu.control |= 0x3f;
@@ -113,6 +114,7 @@ fn fldenv<const WIDTH: usize>(cpu: &mut Cpu, op: &Op) -> Exec {
     check(cpu)?;
     let mut image = [0; ENV32];
     let at = cpu.ea(op);
+    cpu.check_alignment(at, WIDTH as u64)?;
     cpu.read_bytes(at, &mut image[..7 * WIDTH])?;
     set_environment(&mut cpu.fpu, &image, WIDTH);
     Ok(())
@@ -124,6 +126,7 @@ fn fnsave<const WIDTH: usize>(cpu: &mut Cpu, op: &Op) -> Exec {
     environment(&cpu.fpu, &mut image, WIDTH);
     registers(&cpu.fpu, &mut image[7 * WIDTH..], 10);
     let at = cpu.ea(op);
+    cpu.check_alignment(at, WIDTH as u64)?;
     cpu.write_bytes(at, &image[..7 * WIDTH + REGISTERS])?;
     initialize(&mut cpu.fpu);
     Ok(())
@@ -133,6 +136,7 @@ fn frstor<const WIDTH: usize>(cpu: &mut Cpu, op: &Op) -> Exec {
     check(cpu)?;
     let mut image = [0; ENV32 + REGISTERS];
     let at = cpu.ea(op);
+    cpu.check_alignment(at, WIDTH as u64)?;
     cpu.read_bytes(at, &mut image[..7 * WIDTH + REGISTERS])?;
     set_environment(&mut cpu.fpu, &image, WIDTH);
     set_registers(&mut cpu.fpu, &image[7 * WIDTH..], 10);

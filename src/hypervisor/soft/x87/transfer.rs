@@ -125,7 +125,10 @@ fn store<const N: usize>(mut f: Frame, op: &Op, convert: impl Fn(&mut Env, F80) 
             Ok(b) => f.cpu.write(at, u64::from_le_bytes(b))?,
             Err(_) => match <[u8; 4]>::try_from(&bytes[..]) {
                 Ok(b) => f.cpu.write(at, u32::from_le_bytes(b))?,
-                Err(_) => f.cpu.write_bytes(at, &bytes)?,
+                Err(_) => {
+                    f.cpu.check_alignment(at, if N == 10 { 8 } else { N as u64 })?;
+                    f.cpu.write_bytes(at, &bytes)?;
+                }
             },
         }
         if op.extra & POP != 0 {

@@ -1,9 +1,10 @@
-//! Runs cases on the software CPU, in ring 3, with the addresses [`super::native`] has.
+//! Runs cases in ring 3 of a vCPU, the software CPU's or KVM's, with the addresses [`super::native`] has.
 //!
 //! Page tables map the code and data areas where the host has them; everything else that ring 0
-//! needs (descriptor tables, a stack, one HLT for each vector) lies in the upper half. A snippet ends
-//! in an exception or in INT [`EXIT_VECTOR`]; either way the vCPU halts in the vector's handler with
-//! the snippet's registers still in place and RIP, RSP and RFLAGS in the frame it pushed.
+//! needs (descriptor tables, a stack, a few bytes of handler for each vector) lies in the upper half. A
+//! snippet ends in an exception, that of the HLT at [`EXIT`] where it reaches its end; the vector's handler
+//! writes to a port and nothing else, which ends `run` with the snippet's registers still in place and RIP, RSP and RFLAGS
+//! in the frame it pushed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,11 +13,11 @@ use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::{
-    ARENA, ARENA_LEN, CODE, CODE_LEN, Case, CpuImage, EXIT, Fault, GS_BASE, Outcome, READ_ONLY, USER_CS,
-    USER_CS32, USER_SS, native,
+    ARENA, ARENA_LEN, CODE, CODE_LEN, Case, CpuImage, EXIT, Fault, GS_BASE, Outcome, READ_ONLY, Side,
+    USER_CS, USER_CS32, USER_SS, native,
 };
-use crate::arch::x86_64::{DescriptorTable, Segment, VcpuState, cr0, cr4, efer, seg};
-use crate::hypervisor::{Exit, ExitIo, Vcpu};
+use crate::arch::x86_64::{DescriptorTable, Segment, VcpuState, cr0, cr4, efer, rflags, seg, vector};
+use crate::hypervisor::{Exit, ExitIo, Vcpu, VcpuSignal};
 use crate::memory::GuestRam;
 
 /// Stands for a vector where the code went on until the watchdog stopped it.
@@ -43,7 +44,8 @@ const ARENA_PAGES: u64 = 0x3_0000;
 /// Virtual address of physical address 0x8000.
 const KERNEL: u64 = 0xffff_8000_0000_0000;
 const KERNEL_CS: u16 = 0x10;
-const EXIT_VECTOR: u8 = 0x20;
+/// Ends a snippet: #GP(0) at privilege 3. Not INT, whose exit some KVMs cannot do (see docs/testing.md).
+const HLT: u8 = 0xf4;
 
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 2;
@@ -54,14 +56,41 @@ fn kernel(physical: u64) -> u64 {
     KERNEL + physical - GDT
 }
 
-/// No devices: snippets are not privileged.
-struct NoIo;
+/// Port whose write ends a run.
+pub(super) const END: u16 = 0xf4;
+/// `out END, al`, and a HLT that nothing reaches.
+pub(super) const HANDLER: [u8; 3] = [0xe6, END as u8, 0xf4];
+/// Where RIP is when a handler has ended the run.
+pub(super) const HANDLER_END: u64 = 2;
 
-impl ExitIo for NoIo {
-    fn port_read(&self, _port: u16, data: &mut [u8]) {
-        data.fill(0xff);
+/// The one device: a port that ends the run.
+pub(super) struct End {
+    signal: Arc<dyn VcpuSignal>,
+    reached: AtomicBool,
+}
+
+impl End {
+    pub(super) fn new(vcpu: &dyn Vcpu) -> Self {
+        Self { signal: vcpu.signal(), reached: AtomicBool::new(false) }
     }
-    fn port_write(&self, _port: u16, _data: &[u8]) {}
+
+    /// Whether the run that is over ended at the port.
+    pub(super) fn take(&self) -> bool {
+        self.reached.swap(false, Ordering::SeqCst)
+    }
+}
+
+impl ExitIo for End {
+    /// Reads of ports give their number.
+    fn port_read(&self, port: u16, data: &mut [u8]) {
+        data.iter_mut().zip(port.to_le_bytes().into_iter().cycle()).for_each(|(d, b)| *d = b);
+    }
+    fn port_write(&self, port: u16, _data: &[u8]) {
+        if port == END {
+            self.reached.store(true, Ordering::SeqCst);
+            self.signal.kick();
+        }
+    }
     fn mmio_read(&self, _addr: u64, data: &mut [u8]) {
         data.fill(0xff);
     }
@@ -69,14 +98,14 @@ impl ExitIo for NoIo {
 }
 
 /// Kicks a vCPU that does not come back.
-struct Watchdog {
-    beat: Arc<AtomicU64>,
+pub(super) struct Watchdog {
+    pub(super) beat: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Watchdog {
-    fn new(vcpu: &dyn Vcpu) -> Self {
+    pub(super) fn new(vcpu: &dyn Vcpu) -> Self {
         let (beat, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (b, s, signal) = (beat.clone(), stop.clone(), vcpu.signal());
         let thread = std::thread::spawn(move || {
@@ -107,16 +136,17 @@ impl Drop for Watchdog {
     }
 }
 
-/// The software CPU as a place to run cases on.
-pub(super) struct Soft {
+/// A vCPU as a place to run cases on.
+pub(super) struct Guest {
     ram: Arc<GuestRam>,
     vcpu: Box<dyn Vcpu>,
     base: VcpuState,
     arena: *mut u8,
+    end: End,
     watchdog: Watchdog,
 }
 
-impl Soft {
+impl Guest {
     /// `make` gives the vCPU for this RAM. `read_only` is what the read-only data page holds.
     pub(super) fn new(read_only: &[u8; 4096], make: impl FnOnce(&Arc<GuestRam>) -> Box<dyn Vcpu>) -> Self {
         let ram = GuestRam::new(RAM).unwrap();
@@ -155,19 +185,19 @@ impl Soft {
         word(TSS + 0x24, kernel(STACK_TOP));
         // No I/O permission bitmap within the limit.
         memory.write_obj(0x68_u16, GuestAddress(TSS + 0x66)).unwrap();
-        for vector in 0..64 {
-            let stub = kernel(STUBS) + 16 * vector;
-            let dpl: u64 = if matches!(vector as u8, 3 | 4 | EXIT_VECTOR) { 3 } else { 0 };
+        for v in 0..64 {
+            let stub = kernel(STUBS) + 16 * v;
+            let dpl: u64 = if matches!(v as u8, vector::BP | vector::OF) { 3 } else { 0 };
             let attributes = 0x8e00 | dpl << 13 | 1;
             word(
-                IDT + 16 * vector,
+                IDT + 16 * v,
                 stub & 0xffff | u64::from(KERNEL_CS) << 16 | attributes << 32 | (stub >> 16 & 0xffff) << 48,
             );
-            word(IDT + 16 * vector + 8, stub >> 32);
-            memory.write_obj(0xf4_u8, GuestAddress(STUBS + 16 * vector)).unwrap();
+            word(IDT + 16 * v + 8, stub >> 32);
+            memory.write_slice(&HANDLER, GuestAddress(STUBS + 16 * v)).unwrap();
         }
         let exit = CODE_PAGES + (EXIT - CODE);
-        memory.write_slice(&[0xcd, EXIT_VECTOR], GuestAddress(exit)).unwrap();
+        memory.write_slice(&[HLT], GuestAddress(exit)).unwrap();
         word(exit + 8, EXIT);
         memory.write_slice(read_only, GuestAddress(ARENA_PAGES + ARENA_LEN as u64)).unwrap();
 
@@ -190,18 +220,20 @@ impl Soft {
         let arena = memory.get_host_address(GuestAddress(ARENA_PAGES)).unwrap();
         let vcpu = make(&ram);
         let watchdog = Watchdog::new(&*vcpu);
-        Self { ram, vcpu, base, arena, watchdog }
+        let end = End::new(&*vcpu);
+        Self { ram, vcpu, base, arena, end, watchdog }
     }
+}
 
-    /// The writable data area.
-    pub(super) fn arena(&mut self) -> &mut [u8; ARENA_LEN] {
+impl Side for Guest {
+    fn arena(&mut self) -> &mut [u8; ARENA_LEN] {
         // SAFETY: RAM that self keeps mapped; the vCPU, the only other user, does not run now.
         unsafe { &mut *self.arena.cast() }
     }
 
     /// Runs `case` on memory that holds `template` with the case's patches. An outcome without a
     /// faithful end (the CPU hung, or the machine reset) is a fault with vector [`HUNG`] or [`LOST`].
-    pub(super) fn run(&mut self, case: &Case, template: &[u8; ARENA_LEN]) -> Outcome {
+    fn run(&mut self, case: &Case, template: &[u8; ARENA_LEN]) -> Outcome {
         native::fill(self.arena(), template, &case.patches);
         let at = CODE_PAGES + (case.entry - CODE);
         self.ram.memory().write_slice(&case.program(), GuestAddress(at)).unwrap();
@@ -219,13 +251,14 @@ impl Soft {
         self.base.seg[seg::ES] = data;
         self.vcpu.set_state(&self.base).unwrap();
         self.watchdog.beat.fetch_add(1, Ordering::SeqCst);
-        let exit = self.vcpu.run(&NoIo).unwrap();
+        let exit = self.vcpu.run(&self.end).unwrap();
         self.watchdog.beat.fetch_add(1, Ordering::SeqCst);
         let state = self.vcpu.state().unwrap();
         let mut cpu = CpuImage { gpr: state.gpr, rip: state.rip, rflags: state.rflags, fpu: state.fpu };
-        let stub = state.rip.wrapping_sub(1).wrapping_sub(kernel(STUBS));
-        if exit != Exit::Halted || stub >= 64 * 16 || !stub.is_multiple_of(16) {
-            let vector = if exit == Exit::Kicked { HUNG } else { LOST };
+        let stub = state.rip.wrapping_sub(HANDLER_END).wrapping_sub(kernel(STUBS));
+        let ended = self.end.take();
+        if !ended || stub >= 64 * 16 || !stub.is_multiple_of(16) {
+            let vector = if exit == Exit::Kicked && !ended { HUNG } else { LOST };
             return Outcome { cpu, fault: Some(Fault { vector, error: 0, cr2: state.cr2 }) };
         }
         let vector = (stub / 16) as u8;
@@ -236,9 +269,12 @@ impl Soft {
         cpu.rip = frame(0);
         cpu.rflags = frame(2);
         cpu.gpr[4] = frame(3);
-        let fault = (vector != EXIT_VECTOR).then_some(Fault { vector, error, cr2: state.cr2 });
-        if fault.is_none() {
+        let reached_end = vector == vector::GP && error == 0 && cpu.rip == EXIT;
+        let fault = (!reached_end).then_some(Fault { vector, error, cr2: state.cr2 });
+        if reached_end {
             cpu.rip = 0;
+            // The HLT's, not the snippet's.
+            cpu.rflags &= !rflags::RF;
         }
         Outcome { cpu, fault }
     }
