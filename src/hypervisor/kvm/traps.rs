@@ -1,13 +1,14 @@
-//! System calls and CPUID of programs, on a KVM that does them wrong.
+//! Programs' system calls, CPUID and INT n, on a KVM that does them wrong.
 //!
 //! A hypervisor without virtualization under it runs programs on the processor and emulates only their
 //! kernel. One such enters the kernel's system call handler (LSTAR) at privilege 3, so that the fetch
-//! there is a page fault; and it shows programs the host's features, unless CPUID faults outside
-//! privilege 0 (a #GP). There is no exit for either. So the first byte of the guest's handlers of both
-//! exceptions is replaced by a breakpoint, which this KVM's emulator refuses, and the refusal is an exit
+//! there is a page fault; it shows programs the host's features, unless CPUID faults outside privilege 0
+//! (a #GP); and it makes a #UD of every other #GP whose instruction its emulator does not know. There is
+//! no exit for any of these. So the first byte of the guest's handlers of the three exceptions is
+//! replaced by a breakpoint, which this KVM's emulator refuses, and the refusal is an exit
 //! ([`super::opinion`]). There the exception that was none is taken back, and the software CPU executes
-//! the instruction that the program stands at; any other is handled by the guest, from the handler's own
-//! first instruction.
+//! the instruction that the program stands at, with the exception that it really raises, if any; any
+//! other exception is handled by the guest, from the handler's own first instruction.
 //!
 //! The bytes are in place only while the machine's time runs: what is saved or cloned does not have
 //! them. They are put in when the guest has told the processor of its system call handler, and again if
@@ -122,7 +123,7 @@ impl Traps {
         if placed.key != key {
             self.take_out(&mut placed);
             let kernel = as_kernel(state);
-            for vector in [vector::GP, vector::PF] {
+            for vector in [vector::UD, vector::GP, vector::PF] {
                 match self.find(stepper, &kernel, vector)? {
                     Some(trap) => placed.traps.push(trap),
                     // Not set up yet.
@@ -195,17 +196,22 @@ impl Traps {
     ) -> Result<Option<Option<Exit>>, HypervisorError> {
         let trap = self.lock().traps.iter().find(|trap| trap.entry == state.rip).copied();
         let Some(trap) = trap else { return Ok(None) };
-        let Some(frame) = frame(stepper, state)?.filter(|frame| frame.cs & 3 == 3) else {
+        // #UD is the one without an error code.
+        let error_code = trap.vector != vector::UD;
+        let Some(frame) = frame(stepper, state, error_code)?.filter(|frame| frame.cs & 3 == 3) else {
             return self.pass(stepper, state, trap, io).map(Some);
         };
         let mut program = state.clone();
-        program.gpr[gpr::RSP] = program.gpr[gpr::RSP].wrapping_add(8);
+        if error_code {
+            program.gpr[gpr::RSP] = program.gpr[gpr::RSP].wrapping_add(8);
+        }
         if stepper.step_code(&mut program, &IRETQ, io)?.is_some() || program.seg[seg::CS].selector & 3 != 3 {
             return self.pass(stepper, state, trap, io).map(Some);
         }
         program.rflags &= !rflags::RF;
         let meant = match trap.vector {
             vector::PF => frame.error == FETCH_REFUSED && entered(stepper, &mut program)?,
+            vector::UD => true,
             _ => frame.error == 0 && at_cpuid(stepper, &program)?,
         };
         if !meant {
@@ -213,6 +219,10 @@ impl Traps {
         }
         let exit = stepper.step(&mut program, io)?;
         *state = program;
+        if exit.is_none() && state.rip == trap.entry {
+            // It was that exception after all.
+            return self.pass(stepper, state, trap, io).map(Some);
+        }
         Ok(Some(exit))
     }
 
@@ -266,9 +276,15 @@ fn as_kernel(state: &VcpuState) -> VcpuState {
 }
 
 /// What is on the handler's stack.
-fn frame(stepper: &mut Stepper, state: &VcpuState) -> Result<Option<Frame>, HypervisorError> {
+fn frame(
+    stepper: &mut Stepper,
+    state: &VcpuState,
+    error_code: bool,
+) -> Result<Option<Frame>, HypervisorError> {
     let mut bytes = [0; 24];
-    let read = stepper.read(state, state.gpr[gpr::RSP], &mut bytes)?;
+    let wanted = if error_code { &mut bytes[..] } else { &mut bytes[8..] };
+    let len = wanted.len();
+    let read = stepper.read(state, state.gpr[gpr::RSP], wanted)?;
     let word = |n: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[8 * n + i]));
-    Ok((read == bytes.len()).then(|| Frame { error: word(0), cs: word(2) }))
+    Ok((read == len).then(|| Frame { error: word(0), cs: word(2) }))
 }

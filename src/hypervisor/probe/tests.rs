@@ -27,7 +27,12 @@ fn verdicts_follow_from_figures() {
     let emulated = verdict(3_900_000, &["cmpxchg16b"]);
     assert_eq!(emulated.to_string(), "ring 0 is emulated (4 M instr/s, cmpxchg16b not supported)");
     assert!(!emulated.is_native() && matches!(emulated, Verdict::Emulated(_)));
-    assert!(emulated.runs_linux() && !verdict(3_900_000, &["cmpxchg16b", "system calls"]).runs_linux());
+    assert!(emulated.runs_linux() && !emulated.wants_traps());
+    let emulated = verdict(3_900_000, &["cmpxchg16b", "system calls"]);
+    assert!(emulated.runs_linux() && emulated.wants_traps());
+    assert!(verdict(3_900_000, &["hiding CPU features"]).wants_traps());
+    let broken = verdict(2_300_000_000, &["system calls"]);
+    assert!(!broken.runs_linux() && !broken.wants_traps());
     assert!(matches!(verdict(2_300_000_000, &["int3"]), Verdict::Broken(_)));
     assert_eq!(verdict(0, &[]).to_string(), "it cannot run a kernel (a loop in ring 0 does not end)");
 }

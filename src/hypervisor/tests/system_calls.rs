@@ -61,7 +61,7 @@ fn on_each(
         check(&m, result, &state);
         // The guest's handlers are its own again: mov al, vector.
         m.vm.time_paused();
-        for vector in [vector::GP, vector::PF] {
+        for vector in [vector::UD, vector::GP, vector::PF] {
             let handler = m.read_u64(0x9000 + 16 * u64::from(vector));
             assert_eq!(handler as u16, u16::from_le_bytes([0xb0, vector]));
         }
@@ -157,6 +157,56 @@ fn other_exceptions_of_a_program_are_its_kernels() {
         assert_eq!(m.read_u64(state.gpr[gpr::RSP]), 0);
         assert_eq!(m.read_u64(state.gpr[gpr::RSP] + 8), PROGRAM);
     });
+}
+
+#[test]
+fn a_program_raises_what_the_manual_says() {
+    let raises = |vector: u8, error: Option<u64>, program: &dyn Fn(&mut CodeAssembler) -> _| {
+        on_each(program, |m, result, state| {
+            assert_eq!(result, u64::from(vector));
+            let mut frame = state.gpr[gpr::RSP];
+            if let Some(error) = error {
+                assert_eq!(m.read_u64(frame), error);
+                frame += 8;
+            }
+            assert_eq!(m.read_u64(frame), PROGRAM + 10, "of the instruction itself");
+            assert_eq!(m.read_u64(frame + 8), 0x23);
+            assert_eq!(m.read_u64(frame + 24), PROGRAM_STACK);
+        });
+    };
+    let prologue = |a: &mut CodeAssembler| a.mov(rsi, 0x50_0001_u64 as i64);
+    // A gate that is the kernel's own.
+    raises(vector::GP, Some(0x80 * 8 + 2), &|a| {
+        prologue(a)?;
+        a.int(0x80)
+    });
+    raises(vector::GP, Some(0), &|a| {
+        prologue(a)?;
+        a.movaps(xmm0, xmmword_ptr(rsi))
+    });
+    raises(vector::UD, None, &|a| {
+        prologue(a)?;
+        a.ud2()
+    });
+}
+
+/// A gate for programs.
+#[test]
+fn int_n_is_a_call_too() {
+    for &backend in backends() {
+        println!("on {backend:?}");
+        let mut m = machine(backend, true, |a| {
+            a.mov(eax, 5)?;
+            a.int(0x80)
+        });
+        let gate = m.read_u64(0x8000 + 16 * 0x80);
+        m.ram.memory().write_obj(gate | 3 << 45, GuestAddress(0x8000 + 16 * 0x80)).unwrap();
+        let (result, state) = m.run();
+        assert_eq!(result, 0x80);
+        let frame = state.gpr[gpr::RSP];
+        assert_eq!(m.read_u64(frame), PROGRAM + 7, "behind it");
+        assert_eq!((m.read_u64(frame + 8), m.read_u64(frame + 24)), (0x23, PROGRAM_STACK));
+    }
 }
 
 /// What the traps are for: without them a hypervisor that the probe finds fault with does not come back from the
