@@ -9,16 +9,18 @@ use cc::machine::bare::{BareMetal, Image};
 use cc::machine::{Backend, Ending, Platform};
 use cc::memory::GuestRam;
 use cc::sys::clock::Clock;
+use cc::{Instance, Source};
 
-use crate::{Report, Result, median, milliseconds};
+use crate::{Report, Result, expect, median, milliseconds};
 
-pub(super) const NAMES: [&str; 6] = [
+pub(super) const NAMES: [&str; 7] = [
     "soft.vm_create_ms",
     "soft.exit_us",
     "kvm.vm_create_ms",
     "kvm.exit_us",
     "kvm.probe_ms",
     "kvm.kernel_mips",
+    "kvm.restore.first_output_ms",
 ];
 
 /// Accesses to the port.
@@ -44,6 +46,9 @@ pub(super) fn measure(report: &mut Report) -> Result<()> {
             let rate = verdict.figures().kernel_instructions_per_s;
             report.add("kvm.kernel_mips", rate as f64 / 1e6, "M/s");
             report.note(&format!("kvm: {verdict}"));
+            if verdict.runs_linux() {
+                report.add("kvm.restore.first_output_ms", first_output()?, "ms");
+            }
         }
     }
     Ok(())
@@ -59,6 +64,22 @@ fn creation(
         let vm = make(GuestRam::new(MEMORY)?, Arc::new(Clock::new()))?;
         drop(vm.create_vcpu(0, None)?);
         drop(vm);
+        times.push(milliseconds(begin.elapsed()));
+    }
+    Ok(median(times))
+}
+
+/// From the snapshot of a machine on the software CPU to the output of a command on KVM.
+fn first_output() -> Result<f64> {
+    let source = Source::busybox()?;
+    let machine = Instance::builder(&source).backend(Backend::Soft).cpu_model(CpuModel::Minimal).start()?;
+    let snapshot = machine.snapshot()?;
+    drop(machine);
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        let begin = Instant::now();
+        let machine = Instance::builder(&snapshot).backend(Backend::Kvm).start()?;
+        expect(machine.command("echo").arg("ready").output()?.stdout, b"ready\n")?;
         times.push(milliseconds(begin.elapsed()));
     }
     Ok(median(times))

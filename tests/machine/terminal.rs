@@ -18,6 +18,8 @@ struct Session {
     child: Child,
     screen: Arc<Mutex<Vec<u8>>>,
     before: String,
+    /// Ends when the last program has closed the terminal.
+    reader: std::thread::JoinHandle<()>,
 }
 
 fn size(rows: u16, cols: u16) -> Winsize {
@@ -44,14 +46,13 @@ impl Session {
         let terminal = File::from(controller);
         let screen = Arc::new(Mutex::new(Vec::new()));
         let (mut reader, into) = (terminal.try_clone().unwrap(), screen.clone());
-        // Ends when the last program has closed the terminal.
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             let mut bytes = [0; 1024];
             while let Ok(n @ 1..) = reader.read(&mut bytes) {
                 into.lock().unwrap().extend_from_slice(&bytes[..n]);
             }
         });
-        Session { terminal, child, screen, before }
+        Session { terminal, child, screen, before, reader }
     }
 
     fn sees(&self, text: &str) {
@@ -85,6 +86,8 @@ impl Session {
             status.is_some()
         });
         assert_eq!(modes(&self.terminal), self.before, "the terminal is as before");
+        // What it wrote last may not have been read yet.
+        wait_until("all output is read", || self.reader.is_finished());
         (status.expect("it has ended"), self.text())
     }
 }
