@@ -136,6 +136,29 @@ fn a_machine_goes_from_the_software_cpu_to_kvm_and_back() {
     }
 }
 
+/// Where booting takes minutes, the first start is a boot on the software CPU and its snapshot; all others are restored.
+#[test]
+fn kvm_on_request_is_there_soon() {
+    let Some(verdict) = usable_kvm() else { return };
+    let place = scratch();
+    let start = || small().backend(Backend::Kvm).snapshot_dir(place.path()).start().unwrap();
+    let first = start();
+    assert_eq!((first.backend(), first.timing().restored), (Backend::Kvm, !verdict.is_native()));
+    assert_eq!(sh(&first, "echo $((6 * 7))"), "42");
+    assert!(first.backend_reason().starts_with("KVM was asked for; "), "{}", first.backend_reason());
+    drop(first);
+    let second = start();
+    assert_eq!((second.backend(), second.timing().restored), (Backend::Kvm, true));
+    // The software CPU goes on from the same one.
+    let soft = small()
+        .backend(Backend::Soft)
+        .cpu_model(second.cpu_model())
+        .snapshot_dir(place.path())
+        .start()
+        .unwrap();
+    assert_eq!((soft.backend(), soft.timing().restored), (Backend::Soft, true));
+}
+
 #[test]
 fn r5_6_a_snapshot_of_a_richer_processor_is_refused() {
     let Some(verdict) = usable_kvm() else { return };
