@@ -171,6 +171,13 @@ impl IoApic {
         }
     }
 
+    /// The vectors of level-triggered interrupts whose end is awaited.
+    pub(crate) fn awaited(&self) -> Vec<u8> {
+        let state = self.lock();
+        let awaited = |entry: &&u64| **entry & RTE_LEVEL != 0 && **entry & RTE_REMOTE_IRR != 0;
+        state.redirection.iter().filter(awaited).map(|&entry| entry as u8).collect()
+    }
+
     /// What its level-triggered entries send, those whose end is awaited included.
     pub(crate) fn level_messages(&self) -> Vec<Message> {
         let state = self.lock();

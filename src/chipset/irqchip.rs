@@ -162,8 +162,18 @@ impl IrqChip {
         *self.pic() = state.pic;
         self.ioapic.set_state(state.ioapic);
         self.watch();
+        let known = |vector: u8| {
+            let (word, bit) = (usize::from(vector >> 5), 1 << (vector & 31));
+            state.lapics.iter().any(|lapic| (lapic.irr[word] | lapic.isr[word]) & bit != 0)
+        };
+        let ended: Vec<u8> = self.ioapic.awaited().into_iter().filter(|&vector| !known(vector)).collect();
         for (lapic, state) in self.lapics.iter().zip(state.lapics) {
             lapic.set_state(state);
+        }
+        // No local APIC has it any more, but the IOAPIC waits for its end: a backend with local APICs of its own was
+        // stopped before it could tell.
+        for vector in ended {
+            self.end_of_interrupt(vector);
         }
         // The level of LINT0 is the PIC's to say, whatever the local APIC's state has for it.
         self.with_pic(|_| ());

@@ -126,6 +126,29 @@ fn levels_repeat_after_eoi_and_remote_irr_holds_them() {
     assert!(!board.apics[0].has_event(true));
 }
 
+/// In a state that was taken before the end reached the IOAPIC.
+#[test]
+fn an_end_that_was_never_told_is_made_up_for() {
+    let board = Board::new(1);
+    board.ioapic_write(0x1a, 0x8045);
+    board.chip.set_irq(5, true);
+    let mut state = board.chip.state();
+    board.chip.set_state(state.clone());
+    assert_eq!(board.pin5(), 0xc045, "a local APIC has it");
+    assert_eq!(board.take(0), int(0x45));
+    assert_eq!(board.take(0), None);
+
+    state.lapics[0].irr = [0; 8];
+    board.chip.set_state(state.clone());
+    assert_eq!(board.take(0), int(0x45), "the line is still high");
+    assert_eq!(board.pin5(), 0xc045);
+
+    state.ioapic.lines = 0;
+    board.chip.set_state(state);
+    assert_eq!(board.pin5(), 0x8045);
+    assert_eq!(board.take(0), None);
+}
+
 #[test]
 fn a_level_waits_for_its_mask_and_edge_mode_clears_remote_irr() {
     let board = Board::new(1);
